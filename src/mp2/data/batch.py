@@ -1,0 +1,122 @@
+"""Windows of several rows, perhaps of several tasks, as one padded batch.
+
+A batch keeps ragged things flat: option spans, gold spans and windows point at their row. So rows may
+have any number of windows and options, and no option ever exists that the data does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mp2.data.encode import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class MRCBatch:
+    """One batch of B windows that belong to R rows.
+
+    Attributes:
+        ids: ``(B, T)`` token ids, right-padded.
+        mask: ``(B, T)`` bool, True on real tokens.
+        window_row: ``(B,)`` row of each window.
+        prompt: ``(R,)`` which prompt (task) each row uses, an index into the prompts of the forward.
+        options: ``(S, 3)`` window, first and last token of each option.
+        option_row: ``(S,)`` row of each option.
+        option_index: ``(S,)`` index of each option within its row.
+        context: ``(B, 2)`` first and last token of the searchable context; -1 where there is none.
+        no_answer: ``(B, 2)`` span of the words that mean "no answer"; -1 where there are none.
+        gold: ``(G, 3)`` window, first and last token of gold spans; a row may have several or none.
+        answer: ``(R,)`` index of the right option; -1 where unknown or for span tasks.
+        rows: R.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    window_row: Tensor
+    prompt: Tensor
+    options: Tensor
+    option_row: Tensor
+    option_index: Tensor
+    context: Tensor
+    no_answer: Tensor
+    gold: Tensor
+    answer: Tensor
+    rows: int
+
+    def to(self, device: torch.device | str) -> MRCBatch:
+        """The same batch on a device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch."""
+        return int(self.mask.sum())
+
+
+def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id: int = 0) -> MRCBatch:
+    """Put encoded rows into one batch.
+
+    Args:
+        rows: R encoded rows.
+        prompts: Which prompt each row uses, or one index for all.
+        pad_id: Token id of padding.
+    """
+    chosen = [prompts] * len(rows) if isinstance(prompts, int) else list(prompts)
+    windows = [(r, window) for r, row in enumerate(rows) for window in row.windows]
+    width = max(len(window.ids) for _, window in windows)
+    ids = np.full((len(windows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(windows), width), dtype=bool)
+    nowhere = (-1, -1)
+    options, option_row, option_index, gold = [], [], [], []
+    for b, (r, window) in enumerate(windows):
+        ids[b, : len(window.ids)] = window.ids
+        mask[b, : len(window.ids)] = True
+        for index, first, last in window.options:
+            options.append((b, first, last))
+            option_row.append(r)
+            option_index.append(index)
+        if window.gold is not None:
+            gold.append((b, *window.gold))
+    return MRCBatch(
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        window_row=torch.tensor([r for r, _ in windows]),
+        prompt=torch.tensor(chosen, dtype=torch.long),
+        options=torch.tensor(options, dtype=torch.long).reshape(-1, 3),
+        option_row=torch.tensor(option_row, dtype=torch.long),
+        option_index=torch.tensor(option_index, dtype=torch.long),
+        context=torch.tensor([window.context or nowhere for _, window in windows]).reshape(-1, 2),
+        no_answer=torch.tensor([window.no_answer or nowhere for _, window in windows]).reshape(-1, 2),
+        gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),
+        answer=torch.tensor([-1 if row.answer is None else row.answer for row in rows], dtype=torch.long),
+        rows=len(rows),
+    )
+
+
+def row_tokens(row: Encoded) -> int:
+    """Tokens of a row, all its windows together, each as long as the longest."""
+    return len(row.windows) * max(len(window.ids) for window in row.windows)
+
+
+def length_batches(lengths: Sequence[int], *, tokens: int, rows: int = 1 << 30) -> Iterator[list[int]]:
+    """Group indices by length so that little is padding; longest first, so memory peaks at once.
+
+    Args:
+        lengths: Tokens of each row.
+        tokens: Padded tokens a batch may hold (a longer row gets a batch of its own).
+        rows: Rows a batch may hold.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and (len(group) + 1 > rows or (len(group) + 1) * lengths[group[0]] > tokens):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

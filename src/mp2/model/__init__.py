@@ -1,0 +1,1 @@
+"""The frozen encoder, the prompt bank, the router, and the forward they share."""

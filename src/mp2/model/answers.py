@@ -1,0 +1,148 @@
+"""From rows to answers: batches by length, one forward each, and text by the offsets of the user's string."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens
+from mp2.data.encode import Encoded
+from mp2.model.bank import Injection
+from mp2.model.mrc import Heads, MRCModel
+from mp2.model.spans import Score, best_spans, option_log_probs
+from mp2.tasks.metrics import score
+from mp2.tasks.render import MRCExample
+
+EVAL_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model's answer to one row.
+
+    Attributes:
+        text: The chosen option, or the exact substring of the context; empty for "no answer".
+        probability: Probability of the answer, in [0, 1].
+        option: Index of the chosen option, or None for span tasks.
+        options: Probability of each option; empty for span tasks.
+        span: ``[start, end)`` characters of the context; None for options and for "no answer".
+    """
+
+    text: str
+    probability: float
+    option: int | None = None
+    options: tuple[float, ...] = ()
+    span: tuple[int, int] | None = None
+
+
+@torch.no_grad()
+def answer_rows(
+    model: MRCModel,
+    rows: Sequence[Encoded],
+    contexts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    prompts: Tensor | None = None,
+    which: Sequence[int] | int = 0,
+    *,
+    injection: Injection = "prefix",
+    heads: Heads | None = None,
+    score: Score = "log-prob",
+    tokens: int = EVAL_TOKENS,
+) -> list[Answer]:
+    """Answer rows, which may belong to different tasks.
+
+    Args:
+        model: Encoder and head.
+        rows: Encoded rows.
+        contexts: Context text of each row (used by span tasks).
+        options: Option texts of each row (empty for span tasks).
+        prompts: ``(N, L, P, H)`` composed prompts, or None.
+        which: Prompt (and head) of each row, or one index for all.
+        injection: How prompts enter a layer.
+        heads: Span heads of the N tasks; the model's own for all when None.
+        score: Option score.
+        tokens: Padded tokens a forward may hold.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    chosen = [which] * len(rows) if isinstance(which, int) else list(which)
+    answers: list[Answer | None] = [None] * len(rows)
+    for group in length_batches([row_tokens(row) for row in rows], tokens=tokens):
+        batch = collate([rows[i] for i in group], [chosen[i] for i in group]).to(device)
+        logits = model(batch, prompts, injection, heads)
+        found = read_answers(
+            logits,
+            batch,
+            [rows[i] for i in group],
+            [contexts[i] for i in group],
+            [options[i] for i in group],
+            score,
+        )
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = answer
+    return [answer for answer in answers if answer is not None]
+
+
+def read_answers(
+    logits: Tensor,
+    batch: MRCBatch,
+    rows: Sequence[Encoded],
+    contexts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    score: Score = "log-prob",
+) -> list[Answer]:
+    """Answers of one batch from its ``(B, T, 2)`` logits; rows, contexts and options in the batch's order."""
+    scored = option_log_probs(logits, batch, score) if len(batch.options) else []
+    spans = best_spans(logits, batch) if bool((batch.context >= 0).any()) else []
+    answers: list[Answer] = []
+    first = 0
+    for place, row in enumerate(rows):
+        if row.n_options:
+            answers.append(_choose(scored[place], options[place]))
+        else:
+            answers.append(_extract(row, contexts[place], spans, place, first))
+        first += len(row.windows)
+    return answers
+
+
+def _choose(log_probs: Tensor, options: Sequence[str]) -> Answer:
+    probabilities = log_probs.exp()
+    best = int(probabilities.argmax())
+    return Answer(options[best], float(probabilities[best]), best, tuple(probabilities.tolist()))
+
+
+def _extract(row: Encoded, context: str, spans: list, place: int, first: int) -> Answer:  # type: ignore[type-arg]
+    found = spans[place]
+    probability = math.exp(found.log_prob / 2)  # geometric mean of the start's and the end's
+    if found.tokens is None:
+        return Answer("", probability)
+    window = row.windows[found.window - first]
+    assert window.context is not None
+    start = window.offsets[found.tokens[0] - window.context[0]][0]
+    end = window.offsets[found.tokens[1] - window.context[0]][1]
+    return Answer(context[start:end], probability, span=(start, end))
+
+
+def dev_score(
+    model: MRCModel,
+    rows: Sequence[Encoded],
+    examples: Sequence[MRCExample],
+    metric: str,
+    prompts: Tensor | None = None,
+    *,
+    injection: Injection = "prefix",
+) -> float:
+    """Metric of labelled rows of one task, in [0, 1]."""
+    answers = answer_rows(
+        model,
+        rows,
+        [example.context for example in examples],
+        [example.options for example in examples],
+        prompts,
+        injection=injection,
+    )
+    return score(metric, [answer.text for answer in answers], [example.gold_texts for example in examples])

@@ -1,0 +1,81 @@
+"""Prefix attention through transformers' public ``AttentionInterface``.
+
+Layer l's attention sees ``[W_k p_l ; W_k h]`` and ``[W_v p_l ; W_v h]``: keys and values of the prompt are
+put in front, no prompt position has a query, and the frozen layers stay Hugging Face's own modules. It
+equals replacing P slots before every layer (P-tuning v2 / prefix tuning) at almost the cost of the bare
+encoder. The prompt travels as a keyword argument of the layer call, so nothing is stored on a module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "mp2_prefix"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Prompts of one layer, for a batch of B windows.
+
+    Attributes:
+        prompts: ``(R, P, H)`` prompts of the R distinct tasks of the batch.
+        rows: ``(B,)`` which of the R prompts each window uses; None when R is 1.
+    """
+
+    prompts: Tensor
+    rows: Tensor | None
+
+
+def _heads(module: Any, linear: nn.Module, prompts: Tensor) -> Tensor:
+    """Project ``(R, P, H)`` prompts and split heads: ``(R, heads, P, head size)``."""
+    projected: Tensor = linear(prompts)
+    return projected.view(*prompts.shape[:2], -1, module.attention_head_size).transpose(1, 2)
+
+
+def prefix_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    prefix: Prefix | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention with an optional prompt prefix.
+
+    Args:
+        module: The layer's self-attention, whose ``key`` and ``value`` project the prompt.
+        query: ``(B, heads, T, head size)``; ``key`` and ``value`` alike.
+        key: See ``query``.
+        value: See ``query``.
+        attention_mask: ``(B, 1, 1, P + T)`` bool or additive, the prefix already in it; None for all.
+        scaling: Factor of the logits, 1/sqrt(head size) when None.
+        dropout: Dropout of the attention probabilities.
+        prefix: The prompt of this layer, or None.
+
+    Returns:
+        ``(B, T, heads, head size)`` and None (no weights are kept).
+    """
+    if prefix is not None:
+        keys = _heads(module, module.key, prefix.prompts)
+        values = _heads(module, module.value, prefix.prompts)
+        if prefix.rows is None:
+            keys, values = (x.expand(len(query), -1, -1, -1) for x in (keys, values))
+        else:
+            keys, values = keys[prefix.rows], values[prefix.rows]
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return output.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, prefix_attention)

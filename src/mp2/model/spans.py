@@ -1,0 +1,149 @@
+"""From start and end logits to a loss, option scores and answer spans.
+
+All of it is by row: a row's windows are scored together, with one softmax over the positions of all of
+them, so 119 labels over three windows, or a long text in ten, compete as if they stood in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mp2.data.batch import MRCBatch
+
+Score = Literal["log-prob", "logit-product"]
+Loss = Literal["span", "option"]
+
+
+def by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Log-sum-exp of ``values (N,)`` within each of ``count`` rows; -inf for a row without values."""
+    top = values.new_full((count,), float("-inf")).scatter_reduce(0, rows, values.detach(), "amax")
+    safe = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    total = values.new_zeros(count).index_add(0, rows, (values - safe[rows]).exp())
+    return total.log() + safe
+
+
+def log_probs(logits: Tensor, batch: MRCBatch) -> Tensor:
+    """``(B, T, 2)`` logits to start and end log-probabilities over each row's real tokens."""
+    logits = logits.float().masked_fill(~batch.mask[..., None], float("-inf"))
+    per_window = torch.logsumexp(logits, dim=1)
+    norm = torch.stack([by_row(per_window[:, i], batch.window_row, batch.rows) for i in (0, 1)], dim=-1)
+    return logits - norm[batch.window_row][:, None]
+
+
+def row_losses(logits: Tensor, batch: MRCBatch, kind: Loss = "span") -> tuple[Tensor, Tensor]:
+    """Loss of each row.
+
+    ``span``: half of start plus end cross-entropy over all tokens of the row (paper's loss); where a row has
+    several gold spans, their total probability counts. ``option``: cross-entropy over the row's options, each
+    with the sum of its start and end scores; rows without options keep ``span``.
+
+    Args:
+        logits: ``(B, T, 2)``.
+        batch: The batch they came from.
+        kind: Which loss rows with options get.
+
+    Returns:
+        Losses ``(R,)`` and a bool mask ``(R,)`` of the rows that have a gold answer (others are 0).
+    """
+    scores = log_probs(logits, batch)
+    window, first, last = batch.gold.unbind(1)
+    rows = batch.window_row[window]
+    start = by_row(scores[window, first, 0], rows, batch.rows)
+    end = by_row(scores[window, last, 1], rows, batch.rows)
+    known = torch.zeros(batch.rows, dtype=torch.bool, device=logits.device).index_fill(0, rows, True)
+    losses = -(start + end) / 2
+    if kind == "option" and len(batch.options):
+        picked = option_scores(logits, batch)
+        norm = by_row(picked, batch.option_row, batch.rows)
+        right = batch.option_index == batch.answer[batch.option_row]
+        chosen = losses.new_zeros(batch.rows).index_add(0, batch.option_row, picked * right)
+        losses = torch.where(batch.answer >= 0, norm - chosen, losses)
+    return torch.where(known, losses, torch.zeros_like(losses)), known
+
+
+def option_scores(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> Tensor:
+    """Score of every option in the batch, ``(S,)``.
+
+    ``log-prob`` sums start and end log-probabilities; ``logit-product`` multiplies raw logits, as the
+    released code does (two negative logits then make a high score).
+    """
+    window, first, last = batch.options.unbind(1)
+    if score == "logit-product":
+        return logits[window, first, 0].float() * logits[window, last, 1].float()
+    scores = log_probs(logits, batch)
+    return scores[window, first, 0] + scores[window, last, 1]
+
+
+def option_log_probs(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> list[Tensor]:
+    """Per row, log-probabilities of its options in order; empty for rows without options."""
+    picked = option_scores(logits, batch, score)
+    norm = by_row(picked, batch.option_row, batch.rows)
+    normalised = (picked - norm[batch.option_row]).cpu()
+    order, index = batch.option_row.cpu(), batch.option_index.cpu()
+    counts = torch.bincount(order, minlength=batch.rows).tolist()
+    result = [torch.full((count,), float("-inf")) for count in counts]
+    for row, option, value in zip(order.tolist(), index.tolist(), normalised, strict=True):
+        result[row][option] = value
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class SpanAnswer:
+    """Best span of a row: window in the batch, tokens (inclusive; None: no answer), log-probability."""
+
+    window: int
+    tokens: tuple[int, int] | None
+    log_prob: float
+
+
+def best_spans(logits: Tensor, batch: MRCBatch, *, max_tokens: int = 64) -> list[SpanAnswer]:
+    """Best answer span of each row: start <= end, inside the context, of at most ``max_tokens`` tokens.
+
+    Where the text offers the words "no answer", they compete with the spans of the context.
+
+    Args:
+        logits: ``(B, T, 2)``.
+        batch: The batch they came from.
+        max_tokens: Length limit of an answer.
+    """
+    scores = log_probs(logits, batch)
+    windows, width = batch.ids.shape
+    token = torch.arange(width, device=logits.device)
+    inside = (token >= batch.context[:, :1]) & (token <= batch.context[:, 1:]) & (batch.context[:, :1] >= 0)
+    start = scores[..., 0].masked_fill(~inside, float("-inf"))
+    end = scores[..., 1].masked_fill(~inside, float("-inf"))
+    reach = min(max_tokens, width)
+    padded = torch.cat([end, end.new_full((windows, reach - 1), float("-inf"))], dim=1)
+    ends = padded.unfold(1, reach, 1)  # (B, T, reach): end scores of the tokens from here on
+    best_end, offset = ends.max(dim=2)
+    total, first = (start + best_end).max(dim=1)
+    last = first + offset.gather(1, first[:, None])[:, 0]
+    return _pick(scores, batch, total.tolist(), first.tolist(), last.tolist())
+
+
+def _pick(
+    scores: Tensor, batch: MRCBatch, total: Sequence[float], first: Sequence[int], last: Sequence[int]
+) -> list[SpanAnswer]:
+    nothing = batch.no_answer[:, 0] >= 0
+    index = torch.arange(len(scores), device=scores.device)
+    at = batch.no_answer.clamp_min(0)
+    no_score = scores[index, at[:, 0], 0] + scores[index, at[:, 1], 1]
+    no_score = no_score.masked_fill(~nothing, float("-inf"))
+    best: list[SpanAnswer | None] = [None] * batch.rows
+    # "no answer" must beat the best span of the row over all its windows
+    for b, row in enumerate(batch.window_row.tolist()):
+        for tokens, value in (((first[b], last[b]), total[b]), (None, float(no_score[b]))):
+            current = best[row]
+            if current is None or value > current.log_prob:
+                best[row] = SpanAnswer(b, tokens, value)
+    return [
+        answer
+        if answer is not None and answer.log_prob > float("-inf")
+        else SpanAnswer(0, None, float("-inf"))
+        for answer in best
+    ]

@@ -1,0 +1,1 @@
+"""The gradient loop and the pre-training steps."""

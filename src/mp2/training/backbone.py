@@ -1,0 +1,263 @@
+"""Step 1: pre-train a small BERT-form encoder from raw text with a mixture of objectives.
+
+Objectives (``objectives``) are rows of a mixture: masked language modelling, and tasks that already have the
+reading-comprehension form. One objective per batch. The masked-language head exists only here; the span head
+is kept with the encoder.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from mp2.data.batch import collate
+from mp2.data.encode import Encoded, Window
+from mp2.model.backbone import Backbone, load_tokenizer
+from mp2.model.checkpoint import save_encoder
+from mp2.model.mrc import MRCModel, SpanHead
+from mp2.model.spans import row_losses
+from mp2.runtime import whole_folder, write_json, write_whole
+from mp2.training.corpus import Corpus, build_corpus, read_texts
+from mp2.training.embeddings import ppmi_embeddings
+from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
+from mp2.training.objectives import Mixture
+from mp2.training.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """Size of the encoder: layers, hidden size, attention heads, feed-forward width, positions."""
+
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    ffn: int = 1024
+    positions: int = 256
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneConfig:
+    """A step-1 run.
+
+    Attributes:
+        shape: Size of the encoder.
+        mixture: Share of each objective's batches.
+        lr: Peak learning rate.
+        loop: Steps, schedule, checkpoints.
+        tokens: Tokens per batch.
+        seed: Seed of initial values and batches.
+    """
+
+    shape: EncoderShape = field(default_factory=EncoderShape)
+    mixture: dict[str, float] = field(default_factory=lambda: {"mlm": 1.0})
+    lr: float = 1e-3
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=1000, warmup=100, schedule="cosine", betas=(0.9, 0.98))
+    )
+    tokens: int = 4096
+    seed: int = 42
+
+
+class MaskedHead(nn.Module):
+    """BERT's masked-language head with the decoder tied to the word embeddings."""
+
+    def __init__(self, hidden: int, words: nn.Embedding) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        self._words = [words]  # in a list: tied, not owned
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(N, H)`` states at masked positions to ``(N, V)`` logits."""
+        hidden = self.norm(F.gelu(self.dense(hidden)))
+        return F.linear(hidden, self._words[0].weight, self.bias)
+
+
+class BackboneRun:
+    """Parameters and loss of a step-1 run.
+
+    Args:
+        config: The run.
+        vocabulary: Number of token ids.
+        pad_id: Id of padding.
+        embeddings: ``(V, H)`` start of the word embeddings, or None for random.
+        device: Where to train.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        vocabulary: int,
+        *,
+        pad_id: int = 0,
+        embeddings: np.ndarray[Any, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        torch.manual_seed(config.seed)
+        s = config.shape
+        self.encoder = BertModel(
+            BertConfig(
+                vocab_size=vocabulary,
+                hidden_size=s.hidden,
+                num_hidden_layers=s.layers,
+                num_attention_heads=s.heads,
+                intermediate_size=s.ffn,
+                max_position_embeddings=s.positions,
+                hidden_dropout_prob=s.dropout,
+                attention_probs_dropout_prob=s.dropout,
+                pad_token_id=pad_id,
+            ),
+            add_pooling_layer=False,
+        )
+        if embeddings is not None:
+            with torch.no_grad():
+                self.encoder.embeddings.word_embeddings.weight.copy_(torch.from_numpy(embeddings))
+        self.encoder.to(device)
+        self.model = MRCModel(Backbone(self.encoder), SpanHead(s.hidden).to(device))
+        self.masked = MaskedHead(s.hidden, self.encoder.embeddings.word_embeddings).to(device)
+        self.pad_id, self.device, self.config = pad_id, device, config
+
+    def groups(self) -> list[Group]:
+        """Matrices decay, vectors do not."""
+        named = {
+            **{f"encoder.{k}": p for k, p in self.encoder.named_parameters()},
+            **{f"head.{k}": p for k, p in self.model.head.named_parameters()},
+            **{f"masked.{k}": p for k, p in self.masked.named_parameters()},
+        }
+        matrices = {k: p for k, p in named.items() if p.dim() > 1}
+        vectors = {k: p for k, p in named.items() if p.dim() == 1}
+        return [Group("matrices", matrices, self.config.lr), Group("vectors", vectors, self.config.lr, 0.0)]
+
+    def loss(self, batch: Any) -> tuple[Tensor, int, int]:
+        """Summed loss over the rows of one batch of one objective."""
+        if isinstance(batch[0], Window):
+            rows = [Encoded((w,), len(w.options), _right(w)) for w in batch]
+            joined = collate(rows, pad_id=self.pad_id).to(self.device)
+            losses, known = row_losses(self.model(joined), joined)
+            return losses.sum(), int(known.sum()), joined.ids.numel()
+        ids, labels = (
+            torch.from_numpy(np.stack(part)).long().to(self.device) for part in zip(*batch, strict=True)
+        )
+        hidden = self.model.backbone(ids, ids != self.pad_id)
+        chosen = labels >= 0
+        losses = F.cross_entropy(self.masked(hidden[chosen]), labels[chosen])
+        return losses * len(ids), len(ids), ids.numel()
+
+
+def _right(window: Window) -> int | None:
+    return next((index for index, first, last in window.options if (first, last) == window.gold), None)
+
+
+class _Batches:
+    """The mixture as a source: hands its rows on and keeps its state."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+
+    def __next__(self) -> Any:
+        return next(self.mixture)[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.mixture.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mixture.load_state_dict(state)
+
+
+def pretrain_backbone(
+    corpus: Corpus,
+    tokenizer_folder: Path,
+    config: BackboneConfig,
+    folder: Path,
+    *,
+    embeddings: np.ndarray[Any, Any] | None = None,
+    device: str = "cpu",
+    init: Path | None = None,
+) -> Progressed:
+    """Run (or resume) step 1 and write the encoder to ``folder/encoder`` in the hub's layout.
+
+    Args:
+        corpus: Token files.
+        tokenizer_folder: The tokenizer they were made with.
+        config: The run.
+        folder: Logs, checkpoints and the encoder.
+        embeddings: ``(V, H)`` start of the word embeddings.
+        device: Where to train.
+        init: Encoder folder of an earlier run to start from.
+
+    Returns:
+        Steps, tokens, seconds and losses of the run.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    pad_id = int(tokenizer.pad_token_id)
+    run = BackboneRun(config, len(tokenizer), pad_id=pad_id, embeddings=embeddings, device=device)
+    if init is not None:
+        run.encoder.load_state_dict(BertModel.from_pretrained(init, add_pooling_layer=False).state_dict())
+    mixture = Mixture(
+        config.mixture,
+        corpus,
+        tokenizer,
+        tokens=config.tokens,
+        max_length=config.shape.positions,
+        seed=config.seed,
+    )
+    begin = time.time()
+    progress = Trainer(
+        run.groups(), _Batches(mixture), run.loss, config.loop, folder=folder, device=device, title="step 1"
+    ).fit()
+    with whole_folder(folder / "encoder", replace=True) as aside:
+        save_encoder(aside, run.encoder, tokenizer, run.model.head)
+        facts = {
+            "config": asdict(config),
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+            "corpus": {key: corpus.meta[key] for key in ("key", "tokens")},
+            "started": time.strftime("%Y-%m-%d", time.localtime(begin)),
+        }
+        write_json(aside / "training.json", facts)
+    return progress
+
+
+def prepare_text(
+    texts: Sequence[Path], folder: Path, vocabulary: int, hidden: int, *, words: Sequence[str] = ()
+) -> tuple[Corpus, Path, np.ndarray[Any, Any]]:
+    """Tokenizer, token files and co-occurrence embeddings of a run; each is made once and kept in its folder.
+
+    Args:
+        texts: Text files.
+        folder: The run's folder.
+        vocabulary: Pieces of the vocabulary.
+        hidden: Width of the embeddings.
+        words: Words that shall be single pieces, such as label words.
+
+    Returns:
+        The corpus, the tokenizer's folder and ``(V, H)`` embeddings.
+    """
+    tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
+    if not (tokenizer_folder / "tokenizer.json").exists():
+        documents = chain.from_iterable(read_texts(path) for path in texts)
+        tokenizer = train_tokenizer(documents, vocab_size=vocabulary, words=words)
+        with whole_folder(tokenizer_folder, replace=True) as aside:
+            tokenizer.save_pretrained(str(aside))
+    tokenizer = load_tokenizer(tokenizer_folder)
+    corpus = build_corpus(texts, tokenizer, folder / "corpus")
+    if not file.exists():
+        made = ppmi_embeddings(corpus.tokens, len(tokenizer), hidden)
+        buffer = io.BytesIO()
+        np.save(buffer, made.astype(np.float32))
+        write_whole(file, buffer.getvalue())
+    return corpus, tokenizer_folder, np.load(file)

@@ -1,0 +1,347 @@
+"""The gradient loop: named parameter groups, schedules, evaluation, logs, checkpoints and exact resume.
+
+Used by step 1 (encoder), step 2 (prompts), PPT and few-shot tuning. It does not know what it trains: the
+caller gives parameter groups, a source of batches and a function from a batch to a summed loss. Gradients
+are of the mean over all rows of all accumulated batches and all processes, whoever drew how many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mp2.errors import CheckpointError, ConfigError
+from mp2.runtime import whole_folder, write_json
+from mp2.training.progress import Progress
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Source(Protocol):
+    """An endless source of batches that can be stopped and continued exactly."""
+
+    def __next__(self) -> Any:
+        """The next batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable state."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that share a learning rate; everything not in a group is frozen by ``requires_grad``."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """How long and how fast.
+
+    Attributes:
+        steps: Optimiser steps in all.
+        warmup: Steps of linear warm-up.
+        schedule: Learning rate after the warm-up: constant, or to zero at the end (linear, cosine).
+        accumulate: Batches per step.
+        clip: Largest gradient norm per group; 0 turns clipping off.
+        betas: AdamW's betas.
+        eval_every: Steps between evaluations; 0 means only at the end.
+        save_every: Steps between checkpoints; 0 means none.
+        log_every: Steps between lines of the log.
+        keep: Checkpoints to keep.
+        precision: ``fp32``, or ``bf16`` autocast.
+        minutes: Stop (resumably) after this time; 0 means no limit.
+    """
+
+    steps: int
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    accumulate: int = 1
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eval_every: int = 0
+    save_every: int = 0
+    log_every: int = 20
+    keep: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise ConfigError(
+                f"steps and accumulate: expected at least 1, got {self.steps}, {self.accumulate}"
+            )
+
+
+@dataclass(slots=True)
+class Progressed:
+    """Where a run is: what resume continues from besides tensors and random generators."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float = -math.inf
+    best_step: int = -1
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs the loop.
+
+    Args:
+        groups: What may move.
+        source: Batches.
+        loss: From a batch to (summed loss, number of rows, tokens); must not divide by the rows.
+        config: How long and how fast.
+        folder: Where logs and checkpoints go; None for a run that leaves no trace (few-shot tuning).
+        evaluate: Returns metrics; ``score`` (higher is better) decides the best step.
+        on_best: Called when ``score`` rises.
+        device: Where autocast happens.
+        title: Name in the progress display; empty for none.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        source: Source,
+        loss: Callable[[Any], tuple[Tensor, int, int]],
+        config: LoopConfig,
+        *,
+        folder: Path | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        on_best: Callable[[], None] | None = None,
+        device: str = "cpu",
+        title: str = "",
+    ) -> None:
+        self.groups = [group for group in groups if group.parameters]
+        if not self.groups:
+            raise ConfigError("nothing to train: no parameter group has a parameter")
+        self.source, self.loss, self.config, self.folder = source, loss, config, folder
+        self.evaluate, self.on_best, self.device, self.title = evaluate, on_best, device, title
+        self.parameters = {
+            f"{group.name}.{name}": parameter
+            for group in self.groups
+            for name, parameter in group.parameters.items()
+        }
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": list(g.parameters.values()), "lr": g.lr, "weight_decay": g.weight_decay}
+                for g in self.groups
+            ],
+            betas=config.betas,
+            fused=True,
+        )
+        self.state = Progressed()
+        self._window: dict[str, float] = {}
+
+    def fit(self) -> Progressed:
+        """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder."""
+        if self.folder is not None:
+            self.resume()
+        begin = time.monotonic()
+        done_before = self.state.seconds
+        with Progress(self.title, self.config.steps, self.state.step, self.folder) as progress:
+            while self.state.step < self.config.steps:
+                self._one_step(progress)
+                self.state.seconds = done_before + time.monotonic() - begin
+                last = self.state.step == self.config.steps
+                if self._due(self.config.eval_every) or (last and self.evaluate is not None):
+                    self._evaluate(progress)
+                out_of_time = 0 < self.config.minutes * 60 < time.monotonic() - begin
+                if self.folder is not None and (self._due(self.config.save_every) or last or out_of_time):
+                    self.save()
+                if out_of_time:
+                    break
+        return self.state
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _one_step(self, progress: Progress) -> None:
+        rows = tokens = 0
+        total = 0.0
+        for _ in range(self.config.accumulate):
+            with self._autocast():
+                loss, count, seen = self.loss(next(self.source))
+            if count:
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+            rows, tokens = rows + count, tokens + seen
+        rows, total, tokens = self._reduce(rows, total, tokens)
+        rates = self._set_rates()
+        for group in self.groups:
+            grads = [p.grad for p in group.parameters.values() if p.grad is not None]
+            torch._foreach_div_(grads, max(rows, 1))
+            if self.config.clip and grads:
+                nn.utils.clip_grad_norm_(group.parameters.values(), self.config.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.tokens += tokens
+        progress.step(self.state.step, total / max(rows, 1), tokens)
+        if self.state.step % self.config.log_every == 0:
+            progress.log(
+                self.state.step, {"loss": progress.mean_loss(), "tokens": self.state.tokens, **rates}
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _reduce(self, rows: int, total: float, tokens: int) -> tuple[int, float, int]:
+        """Sum gradients and counts over processes: one all-reduce of one flat buffer."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return rows, total, tokens
+        parameters = [p for group in self.groups for p in group.parameters.values()]
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        counts = torch.tensor([rows, total, tokens], dtype=torch.float32, device=parameters[0].device)
+        flat = torch.cat([p.grad.reshape(-1).float() for p in parameters if p.grad is not None] + [counts])
+        torch.distributed.all_reduce(flat)
+        offset = 0
+        for p in parameters:
+            assert p.grad is not None
+            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
+        rows_, total_, tokens_ = flat[offset:].tolist()
+        return round(rows_), total_, round(tokens_)
+
+    def _set_rates(self) -> dict[str, float]:
+        factor = lr_factor(self.state.step, self.config)
+        for group, torch_group in zip(self.groups, self.optimiser.param_groups, strict=True):
+            torch_group["lr"] = group.lr * factor
+        return {f"lr/{group.name}": group.lr * factor for group in self.groups}
+
+    def _evaluate(self, progress: Progress) -> None:
+        if self.evaluate is None:
+            return
+        metrics = self.evaluate()
+        self.state.curve.append({"step": self.state.step, **metrics})
+        progress.log(self.state.step, {f"dev/{name}": value for name, value in metrics.items()}, show=True)
+        score = metrics.get("score", -math.inf)
+        if score > self.state.best:
+            self.state.best, self.state.best_step = score, self.state.step
+            if self.on_best is not None:
+                self.on_best()
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint whole or not at all, then prune the oldest."""
+        if self.folder is None or not _is_main():
+            return
+        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            for key, value in self.optimiser.state.get(p, {}).items():
+                tensors[f"optimiser/{key}/{name}"] = value.detach().reshape(value.shape)
+        tensors["random/torch"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        facts = {
+            "progress": asdict(self.state),
+            "source": self.source.state_dict(),
+            "random": {"python": _jsonable(random.getstate()), "numpy": _numpy_state()},
+            "config": asdict(self.config),
+        }
+        target = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
+        try:
+            with whole_folder(target, replace=True) as aside:
+                save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside / "state.safetensors")
+                write_json(aside / "state.json", facts)
+        except OSError as error:
+            raise CheckpointError(f"{target}: could not be saved ({error}); earlier ones are kept") from error
+        for old in sorted(target.parent.glob("step-*"))[: -self.config.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: It is damaged or belongs to other parameters.
+        """
+        found = sorted((self.folder / "checkpoints").glob("step-*")) if self.folder else []
+        if not found:
+            return False
+        try:
+            facts = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+            with safe_open(found[-1] / "state.safetensors", framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._restore(tensors, facts)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{found[-1]}: damaged or of another run: {error}") from error
+        except Exception as error:  # safetensors' own error class is not importable everywhere
+            raise CheckpointError(f"{found[-1]}: damaged: {error}") from error
+        return True
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(tensors[f"parameter/{name}"])
+                moments = {
+                    key.split("/")[1]: value.to(p.device)
+                    for key, value in tensors.items()
+                    if key.startswith("optimiser/") and key.split("/", 2)[2] == name
+                }
+                if moments:
+                    self.optimiser.state[p] = moments
+        self.state = Progressed(**facts["progress"])
+        self.source.load_state_dict(facts["source"])
+        torch.set_rng_state(tensors["random/torch"])
+        if "random/cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random/cuda"])
+        version, numbers, gauss = facts["random"]["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        name, keys, position, has_gauss, cached = facts["random"]["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def lr_factor(step: int, config: LoopConfig) -> float:
+    """Share of the base learning rate at a step (0-based)."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    left = 1 - (step - config.warmup) / max(1, config.steps - config.warmup)
+    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def only_trainable(module: nn.Module, groups: Sequence[Group]) -> None:
+    """Set ``requires_grad`` on exactly the groups' parameters of a module."""
+    chosen = {id(p) for group in groups for p in group.parameters.values()}
+    for p in module.parameters():
+        p.requires_grad_(id(p) in chosen)
+
+
+def _is_main() -> bool:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not ready or torch.distributed.get_rank() == 0
+
+
+def _jsonable(value: Any) -> Any:
+    return [_jsonable(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _numpy_state() -> list[Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)]

@@ -1,0 +1,284 @@
+"""Step 2: multi-task pre-training of the prompt bank, its routers and the span head (paper section 3.2).
+
+Also step 1b, the format warm-up of a small encoder (the ``backbone`` group moves too, once, and is frozen for
+good afterwards), and SPoT, which is the same run with one shallow prompt. A task is drawn uniformly, then a
+batch of it; every task has its own router row, all share the bank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mp2.data.batch import collate
+from mp2.data.encode import Encoded
+from mp2.data.prepare import PreparedTask
+from mp2.data.sampling import MultiTaskSampler
+from mp2.errors import ConfigError
+from mp2.model.answers import dev_score
+from mp2.model.bank import BankConfig, Depth, Injection, PromptBank
+from mp2.model.checkpoint import Base, TrainedBank, save_encoder
+from mp2.model.mrc import SpanHead
+from mp2.model.router import Routing, router_weights
+from mp2.model.spans import Loss, row_losses
+from mp2.runtime import whole_folder, write_json
+from mp2.training.loop import Group, LoopConfig, Progressed, Trainer, only_trainable
+
+Trainable = Literal["backbone", "head", "prompts", "router"]
+
+
+@dataclass(frozen=True, slots=True)
+class MultiTaskConfig:
+    """A multi-task run.
+
+    Attributes:
+        name: Name of the bank.
+        depth: ``deep`` (a prompt per layer) or ``shallow`` (input layer only); None trains without prompts.
+        modules: K.
+        length: P.
+        intrinsic: d of the factored bank; 0 for a dense one.
+        injection: ``prefix`` or ``add``.
+        init_std: Standard deviation of the initial prompts.
+        routing: Gates.
+        loss: Loss of rows with options.
+        lr: Learning rate of each group that moves; a group not named is frozen.
+        rows: Rows per batch.
+        tokens: Padded tokens per batch at most.
+        dev_rows: Dev rows per task in an evaluation.
+        windows: Windows of a long row that one batch holds at most.
+        loop: Steps, schedule, checkpoints.
+        seed: Seed of initial values, sampling and noise.
+    """
+
+    name: str = "deep"
+    depth: Depth | None = "deep"
+    modules: int = 8
+    length: int = 16
+    intrinsic: int = 128
+    injection: Injection = "prefix"
+    init_std: float = 0.5
+    routing: Routing = field(default_factory=Routing)
+    loss: Loss = "span"
+    lr: dict[Trainable, float] = field(
+        default_factory=lambda: {"head": 1e-3, "prompts": 1e-3, "router": 5e-3}
+    )
+    rows: int = 32
+    tokens: int = 6144
+    dev_rows: int = 64
+    windows: int = 2
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
+    seed: int = 42
+
+
+class MultiTaskRun:
+    """Parameters, batches and evaluation of one multi-task run.
+
+    Args:
+        base: The encoder; its weights move only if the config has a ``backbone`` learning rate.
+        tasks: Prepared upstream tasks with ``train`` and ``dev`` splits.
+        config: The run.
+        start: A bank to continue from; a fresh one when None.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        tasks: Mapping[str, PreparedTask],
+        config: MultiTaskConfig,
+        start: TrainedBank | None = None,
+    ) -> None:
+        if not tasks:
+            raise ConfigError("multi-task training needs at least one task")
+        self.base, self.tasks, self.config = base, dict(tasks), config
+        self.names = tuple(self.tasks)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.bank = start.bank if start else self._fresh_bank(generator)
+        self.head = start.head if start else SpanHead(base.backbone.hidden_size, generator=generator)
+        if start is None:
+            self.head.load_state_dict(base.head.state_dict())
+        layers = self.bank.config.layers if self.bank else 1
+        modules = self.bank.config.modules if self.bank else 1
+        noise = torch.rand(len(self.names), layers, modules, generator=generator)
+        self.router = nn.Parameter((2 * noise - 1) * 1e-3)  # released code: U(-1e-3, 1e-3)
+        self.model = base.model(self.head.to(base.device))
+        if self.bank is not None:
+            self.bank.to(base.device)
+        self.router.data = self.router.data.to(base.device)
+        self.train_rows = {name: task.split("train") for name, task in self.tasks.items()}
+        self.dev_rows = {name: self._dev(task) for name, task in self.tasks.items()}
+
+    def _fresh_bank(self, generator: torch.Generator) -> PromptBank | None:
+        c = self.config
+        if c.depth is None:
+            return None
+        layers = self.base.backbone.depth if c.depth == "deep" else 1
+        shape = BankConfig(
+            layers, c.modules, c.length, self.base.backbone.hidden_size, c.intrinsic, c.injection
+        )
+        return PromptBank(shape, std=c.init_std, generator=generator)
+
+    def _dev(self, task: PreparedTask) -> tuple[list[Encoded], list[Any]]:
+        split = task.split("dev")
+        count = min(len(split), self.config.dev_rows)
+        chosen = np.random.default_rng(0).permutation(len(split))[:count].tolist()
+        return split.take(chosen), [split.example(i) for i in chosen]
+
+    def groups(self) -> list[Group]:
+        """Parameter groups that have a learning rate."""
+        owned: dict[str, dict[str, nn.Parameter]] = {
+            "backbone": dict(self.base.backbone.named_parameters()),
+            "head": dict(self.head.named_parameters()),
+            "prompts": dict(self.bank.named_parameters()) if self.bank else {},
+            "router": {"logits": self.router} if self.bank and self.bank.config.modules > 1 else {},
+        }
+        groups = [Group(name, owned[name], lr) for name, lr in self.config.lr.items() if lr > 0]
+        only_trainable(self.model, groups)
+        for module in (self.bank, self.head):
+            if module is not None:
+                only_trainable(module, groups)
+        self.router.requires_grad_(any(group.name == "router" for group in groups))
+        return groups
+
+    def prompts(self, rows: Sequence[int], *, sample: bool) -> Tensor | None:
+        """Composed prompts ``(len(rows), L, P, H)`` of router rows, or None without a bank."""
+        if self.bank is None:
+            return None
+        return self.bank.compose(router_weights(self.router[list(rows)], self.config.routing, sample=sample))
+
+    def loss(self, item: tuple[int, Sequence[int]]) -> tuple[Tensor, int, int]:
+        """Summed loss of a batch ``(task, row indices)``, its rows and tokens."""
+        task, indices = item
+        self.model.train("backbone" in self.config.lr)
+        rows = [
+            _fewer_windows(row, self.config.windows)
+            for row in self.train_rows[self.names[task]].take(indices)
+        ]
+        batch = collate(rows, pad_id=self.base.tokenizer.pad_token_id).to(self.base.device)
+        logits = self.model(batch, self.prompts([task], sample=True), self.config.injection)
+        losses, known = row_losses(logits, batch, self.config.loss)
+        return losses.sum(), int(known.sum()), batch.ids.numel()
+
+    def evaluate(self) -> dict[str, float]:
+        """Dev metric of every task; ``score`` is their unweighted mean."""
+        scores = {}
+        for index, (name, (rows, examples)) in enumerate(self.dev_rows.items()):
+            with torch.no_grad():
+                prompts = self.prompts([index], sample=False)
+            metric = self.tasks[name].spec.metric or "accuracy"
+            scores[name] = dev_score(
+                self.model, rows, examples, metric, prompts, injection=self.config.injection
+            )
+        return {"score": sum(scores.values()) / len(scores), **scores}
+
+    def trained(self, progress: Progressed) -> TrainedBank:
+        """The bank as it stands, with the facts of the run.
+
+        Raises:
+            ConfigError: The run has no bank.
+        """
+        if self.bank is None:
+            raise ConfigError("this run trained no bank")
+        return TrainedBank(
+            self.config.name,
+            self.bank,
+            self.router.detach(),
+            self.names,
+            self.head,
+            self.config.routing,
+            self.base.fingerprint,
+            self.facts(progress),
+        )
+
+    def facts(self, progress: Progressed) -> dict[str, Any]:
+        """How the run went, for the card."""
+        return {
+            "config": asdict(self.config),
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+            "dev": progress.curve[-1] if progress.curve else {},
+            "written": time.strftime("%Y-%m-%d"),
+        }
+
+
+def pretrain_prompts(
+    base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
+) -> TrainedBank:
+    """Run (or resume) step 2 and write the bank to ``folder/bank``.
+
+    Args:
+        base: The frozen encoder.
+        tasks: Prepared upstream tasks.
+        config: The run.
+        folder: Logs, checkpoints and the bank.
+    """
+    if "backbone" in config.lr:
+        raise ConfigError("step 2 keeps the encoder frozen; the warm-up (step 1b) moves it")
+    run, progress = _run(base, tasks, config, folder)
+    bank = run.trained(progress)
+    bank.save(folder / "bank")
+    return bank
+
+
+def warm_up(
+    base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
+) -> Progressed:
+    """Step 1b: move all weights of the encoder on upstream tasks and write it to ``folder/encoder``.
+
+    Args:
+        base: The encoder of step 1; moved in place.
+        tasks: Prepared upstream tasks.
+        config: The run, with a learning rate for ``backbone``.
+        folder: Logs, checkpoints and the encoder.
+    """
+    run, progress = _run(base, tasks, config, folder)
+    with whole_folder(folder / "encoder", replace=True) as aside:
+        save_encoder(aside, base.backbone.whole[0], base.tokenizer, run.head)
+        write_json(aside / "training.json", run.facts(progress) | {"tasks": run.names, "from": base.name})
+    return progress
+
+
+def _run(
+    base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
+) -> tuple[MultiTaskRun, Progressed]:
+    torch.manual_seed(config.seed)
+    run = MultiTaskRun(base, tasks, config)
+    sampler = MultiTaskSampler(
+        [rows.lengths for rows in run.train_rows.values()],
+        rows=config.rows,
+        tokens=config.tokens,
+        seed=config.seed,
+        **_place(),
+    )
+    trainer = Trainer(
+        run.groups(),
+        sampler,
+        run.loss,
+        config.loop,
+        folder=folder,
+        evaluate=run.evaluate,
+        device=base.device,
+        title=config.name,
+    )
+    return run, trainer.fit()
+
+
+def _place() -> dict[str, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return {"rank": torch.distributed.get_rank(), "world": torch.distributed.get_world_size()}
+    return {}
+
+
+def _fewer_windows(row: Encoded, limit: int) -> Encoded:
+    """Keep the windows that hold the gold answer, then others, up to ``limit``; options keep them all."""
+    if len(row.windows) <= limit or row.n_options:
+        return row
+    ordered = sorted(row.windows, key=lambda window: window.gold is None)
+    return Encoded(tuple(ordered[:limit]), row.n_options, row.answer)

@@ -1,0 +1,1 @@
+"""Methods, stages, and how a task is tuned to an adapter."""

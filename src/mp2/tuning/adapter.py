@@ -1,0 +1,162 @@
+"""An adapter: what one task needs beside the base, as a small folder.
+
+    adapter.json            base, bank, method, seed, scores, curve, fingerprints
+    adapter.safetensors     router logits, or composed prompts and head, or an encoder (model tuning)
+    task.yaml               the task file
+
+Loading it on another base or bank is refused with both names.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mp2.errors import CheckpointError, Where
+from mp2.model.backbone import Backbone
+from mp2.model.bank import Injection
+from mp2.model.checkpoint import Base, read_json, read_tensors
+from mp2.model.mrc import SpanHead
+from mp2.model.router import router_weights
+from mp2.runtime import whole_folder, write_json, write_whole
+from mp2.tasks.infer import dump_task
+from mp2.tasks.spec import TaskSpec, load_task
+
+
+@dataclass(slots=True)
+class Adapter:
+    """One tuned task.
+
+    Attributes:
+        task: The task.
+        method: Name of the method.
+        base: Name of the base it was tuned on; ``base_fingerprint`` is the hash of its weights.
+        bank: Name of the bank, or None; ``bank_fingerprint`` likewise.
+        injection: How its prompts enter a layer.
+        tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*``; ``backbone.*``.
+        facts: Seed, scores, curve, seconds, versions.
+    """
+
+    task: TaskSpec
+    method: str
+    base: str
+    base_fingerprint: str
+    bank: str | None
+    bank_fingerprint: str
+    injection: Injection
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path, *, replace: bool = False) -> None:
+        """Write the adapter, whole or not at all.
+
+        Raises:
+            CheckpointError: The folder exists and ``replace`` is false, or it cannot be written.
+        """
+        try:
+            with whole_folder(folder, replace=replace) as aside:
+                tensors = {key: value.detach().contiguous().cpu() for key, value in self.tensors.items()}
+                save_file(tensors, aside / "adapter.safetensors")
+                write_whole(aside / "task.yaml", dump_task(self.task))
+                write_json(
+                    aside / "adapter.json",
+                    {
+                        "method": self.method,
+                        "base": self.base,
+                        "base_fingerprint": self.base_fingerprint,
+                        "bank": self.bank,
+                        "bank_fingerprint": self.bank_fingerprint,
+                        "injection": self.injection,
+                        "facts": self.facts,
+                    },
+                )
+        except FileExistsError:
+            raise CheckpointError(f"{folder}: exists already; choose another folder or replace it") from None
+        except OSError as error:
+            raise CheckpointError(f"{folder}: could not be saved: {error}") from error
+
+
+def load_adapter(folder: Path | str) -> Adapter:
+    """Read an adapter.
+
+    Raises:
+        CheckpointError: Absent or damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such adapter folder")
+    facts = read_json(folder / "adapter.json")
+    try:
+        return Adapter(
+            load_task(folder / "task.yaml"),
+            facts["method"],
+            facts["base"],
+            facts["base_fingerprint"],
+            facts["bank"],
+            facts["bank_fingerprint"],
+            facts["injection"],
+            read_tensors(folder / "adapter.safetensors"),
+            facts["facts"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{Where(folder / 'adapter.json')}: key {error} is missing") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An adapter made ready for a base: what a forward needs.
+
+    Attributes:
+        prompts: ``(L, P, H)``, or None.
+        head: Span head.
+        backbone: The encoder: the base's own, or the adapter's (model tuning).
+        injection: How the prompts enter a layer.
+    """
+
+    prompts: Tensor | None
+    head: SpanHead
+    backbone: Backbone
+    injection: Injection
+
+
+def compose(adapter: Adapter, base: Base) -> Composed:
+    """Mix the adapter's prompts once, for a base.
+
+    Raises:
+        CheckpointError: The adapter belongs to another base or bank.
+    """
+    if adapter.base_fingerprint != base.fingerprint:
+        raise CheckpointError(
+            f"adapter of task {adapter.task.name!r} belongs to base {adapter.base}"
+            f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint})"
+        )
+    tensors = {key: value.to(base.device) for key, value in adapter.tensors.items()}
+    head, prompts = base.head, tensors.get("prompts")
+    if adapter.bank is not None:
+        bank = base.bank(adapter.bank)
+        if bank.fingerprint != adapter.bank_fingerprint:
+            raise CheckpointError(
+                f"adapter of task {adapter.task.name!r} belongs to bank {adapter.bank!r}"
+                f" ({adapter.bank_fingerprint}), not to this one ({bank.fingerprint})"
+            )
+        head = bank.head
+        if "router" in tensors:
+            with torch.no_grad():
+                prompts = bank.bank.compose(router_weights(tensors["router"][None], bank.routing))[0]
+    if "head.weight" in tensors:
+        head = copy.deepcopy(head)
+        head.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
+    backbone = base.backbone
+    own = {
+        key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")
+    }
+    if own:
+        backbone = copy.deepcopy(backbone)
+        backbone.load_state_dict(own)
+    return Composed(prompts, head, backbone, adapter.injection)

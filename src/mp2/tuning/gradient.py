@@ -1,0 +1,174 @@
+"""Gradient tuning of one stage: full-batch steps over the named groups, best moment by the dev set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mp2.data.batch import MRCBatch, collate
+from mp2.data.encode import Encoded
+from mp2.model.answers import answer_rows
+from mp2.model.spans import Loss, row_losses
+from mp2.tasks.metrics import score
+from mp2.tasks.render import MRCExample
+from mp2.tasks.spec import TaskSpec
+from mp2.training.loop import Group, LoopConfig, Trainer
+from mp2.tuning.stages import Gradient
+from mp2.tuning.state import TaskState
+
+MICRO_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """Labelled rows of one task: rendered and encoded."""
+
+    examples: Sequence[MRCExample]
+    rows: Sequence[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class _Micro:
+    """The train set, again and again, in micro-batches that fit the memory."""
+
+    def __init__(self, batches: Sequence[MRCBatch]) -> None:
+        self.batches, self.next = batches, 0
+
+    def __next__(self) -> MRCBatch:
+        batch = self.batches[self.next]
+        self.next = (self.next + 1) % len(self.batches)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.next = int(state["next"])
+
+
+def micro_batches(
+    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int = MICRO_TOKENS
+) -> list[MRCBatch]:
+    """All rows as few batches of similar length, each within the token budget."""
+    from mp2.data.batch import length_batches, row_tokens
+
+    groups = length_batches([row_tokens(row) for row in rows], tokens=tokens)
+    return [collate([rows[i] for i in group], pad_id=pad_id).to(device) for group in groups]
+
+
+def dev_measure(state: TaskState, task: TaskSpec, dev: Shots, kind: Loss = "option") -> tuple[float, float]:
+    """Dev metric in [0, 1] and mean dev loss of the state as it stands."""
+    with torch.no_grad():
+        prompts = state.prompts()
+        total = 0.0
+        for batch in micro_batches(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
+            state.model.eval()
+            losses, _ = row_losses(state.model(batch, prompts, state.injection), batch, kind)
+            total += float(losses.sum())
+    answers = answer_rows(
+        state.model,
+        dev.rows,
+        [example.context for example in dev.examples],
+        [example.options for example in dev.examples],
+        prompts,
+        injection=state.injection,
+    )
+    metric = score(
+        task.metric or "accuracy",
+        [answer.text for answer in answers],
+        [example.gold_texts for example in dev.examples],
+    )
+    return metric, total / len(dev)
+
+
+class Best:
+    """The best moment so far over all stages: higher dev score, at ties the lower dev loss."""
+
+    def __init__(self) -> None:
+        self.key = (-1.0, 0.0)
+        self.snapshot: dict[str, torch.Tensor] = {}
+        self.stage = -1
+
+    def offer(self, state: TaskState, stage: int, score_: float, loss: float) -> bool:
+        """Keep the state if it is better; says whether it was."""
+        if (score_, -loss) <= self.key:
+            return False
+        groups = dict.fromkeys(group for s in state.method.stages for group in s.groups)
+        self.key, self.stage, self.snapshot = (score_, -loss), stage, state.snapshot(tuple(groups))
+        return True
+
+
+def run_gradient(
+    state: TaskState,
+    stage: Gradient,
+    index: int,
+    task: TaskSpec,
+    train: Shots,
+    dev: Shots,
+    best: Best,
+    record: Callable[[dict[str, float]], None],
+    *,
+    loss: Loss = "option",
+) -> None:
+    """Run one gradient stage from the state as it stands; the caller restores the best afterwards.
+
+    Args:
+        state: Parameters of the task.
+        stage: What moves.
+        index: Number of the stage, for the records.
+        task: The task.
+        train: Train rows; every step sees all of them.
+        dev: Dev rows; decide which moment is kept.
+        best: The best so far, updated.
+        record: Receives one record per dev score.
+        loss: Loss of rows with options.
+    """
+    groups = [Group(name, state.parameters(name), lr, weight_decay=0.0) for name, lr in stage.lr.items()]
+    for group in groups:
+        for parameter in group.parameters.values():
+            parameter.requires_grad_(True)
+    batches = micro_batches(train.rows, state.base.tokenizer.pad_token_id, state.base.device)
+    begin = time.monotonic()
+    last_loss = [0.0]
+
+    def batch_loss(batch: MRCBatch) -> tuple[torch.Tensor, int, int]:
+        state.model.eval()  # no dropout: the released deep code tunes in eval mode, and runs repeat exactly
+        losses, known = row_losses(state.model(batch, state.prompts(), state.injection), batch, loss)
+        last_loss[0] = float(losses.detach().mean())
+        return losses.sum(), int(known.sum()), batch.ids.numel()
+
+    def evaluate() -> dict[str, float]:
+        metric, dev_loss = dev_measure(state, task, dev, loss)
+        best.offer(state, index, metric, dev_loss)
+        record(
+            {
+                "stage": index,
+                "step": trainer.state.step,
+                "loss": last_loss[0],
+                "dev": metric,
+                "dev_loss": dev_loss,
+                "seconds": time.monotonic() - begin,
+            }
+        )
+        return {"score": metric}
+
+    trainer = Trainer(
+        groups,
+        _Micro(batches),
+        batch_loss,
+        LoopConfig(stage.steps, accumulate=len(batches), clip=1.0, eval_every=stage.eval_every),
+        evaluate=evaluate,
+        device=state.base.device,
+    )
+    try:
+        trainer.fit()
+    finally:
+        for group in groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(False)

@@ -1,0 +1,184 @@
+"""Methods as rows of one table: which bank, where it starts, the stages. Adding a method is adding a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mp2.errors import ConfigError, nearest
+from mp2.tuning.stages import Bayes, Cma, Gradient, Stage
+
+Start = Literal["bank", "random", "vocabulary", "projection"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row.
+
+    Attributes:
+        name: Name on the command line.
+        version: Raised when a published row changes.
+        bank: Name of the pre-trained bank it starts from, or None.
+        fresh: Shape of a bank made on the spot: ``deep``, ``shallow`` or None.
+        start: How a fresh bank begins: ``random``, from a ``vocabulary`` sample, or as a random frozen
+            ``projection`` of an intrinsic vector.
+        stages: What is tuned, in order.
+        about: One line for people.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    bank: str | None = None
+    fresh: Literal["deep", "shallow"] | None = None
+    start: Start = "bank"
+    version: int = 1
+    about: str = ""
+
+    def router_only(self) -> Method:
+        """The same row, stopped after stage I."""
+        return replace(
+            self,
+            name=f"{self.name}-router",
+            stages=self.stages[:1],
+            about=f"{self.about}; stops after the router",
+        )
+
+
+_ROUTER = Gradient({"router": 0.1}, steps=40, eval_every=10)
+_PROMPTS = Gradient({"prompts": 1e-2, "head": 1e-3}, steps=40, eval_every=5)
+_SINGLE = Gradient({"prompts": 1e-2, "head": 1e-3}, steps=80, eval_every=5)
+
+_DEEP = Method(
+    "mp2-deep-gd", (_ROUTER, _PROMPTS), bank="deep", about="deep MP2, router then prompts, gradient"
+)
+_SHALLOW = Method(
+    "mp2-shallow-gd", (_ROUTER, _PROMPTS), bank="shallow", about="shallow MP2, router then prompts, gradient"
+)
+
+# Black-box rows: ours, the paper's settings (8,000 calls) and those of the released code (6 rounds).
+_DEEP_BB = Method(
+    "mp2-deep-bb",
+    (Bayes(calls=100, trust_region=True), Cma(calls=1900, sigma=(0.1, 0.1), relative=True)),
+    bank="deep",
+    about="deep MP2, router by Bayesian optimisation, then prompts by CMA-ES; forward passes only",
+)
+_SHALLOW_BB = Method(
+    "mp2-shallow-bb",
+    (Bayes(calls=100), Cma(calls=1900, sigma=(0.1, 0.1), relative=True)),
+    bank="shallow",
+    about="shallow MP2, router by Bayesian optimisation, then prompts by CMA-ES; forward passes only",
+)
+_PAPER = (
+    Method(
+        "mp2-deep-bb-paper",
+        (Bayes(calls=100, transfer=False, loss="span"), Cma(calls=7900, sigma=(0.05, 0.01), loss="span")),
+        bank="deep",
+        about="deep MP2 without gradients, the paper's 8,000 calls",
+    ),
+    Method(
+        "mp2-shallow-bb-paper",
+        (Bayes(calls=200, transfer=False, loss="span"), Cma(calls=7800, sigma=(0.1, 0.1), loss="span")),
+        bank="shallow",
+        about="shallow MP2 without gradients, the paper's 8,000 calls",
+    ),
+)
+_RELEASED = (
+    Method(
+        "mp2-deep-bb-released",
+        (
+            Bayes(calls=100, transfer=False, select="released", loss="span"),
+            Cma(
+                rounds=6,
+                sigma=(0.5, 0.1),
+                bound=5.0,
+                keep="best-ever",
+                heed_stop=False,
+                select="released",
+                loss="span",
+            ),
+        ),
+        bank="deep",
+        about="deep MP2 without gradients, as the released code does it",
+    ),
+    Method(
+        "mp2-shallow-bb-released",
+        (
+            Bayes(calls=200, transfer=False, select="released", loss="span"),
+            Cma(calls=7800, keep="best-ever", select="released", loss="span"),
+        ),
+        bank="shallow",
+        about="shallow MP2 without gradients, as the released code does it",
+    ),
+)
+_BBT = Cma(calls=8000, sigma=(1.0, 1.0))
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "zero-shot", (), bank="deep", about="the deep bank, all its prompts in equal parts; nothing tuned"
+        ),
+        Method("zero-shot-base", (), about="the encoder and its head as they come; nothing tuned"),
+        _DEEP,
+        _DEEP.router_only(),
+        _SHALLOW,
+        _SHALLOW.router_only(),
+        _DEEP_BB,
+        _DEEP_BB.router_only(),
+        _SHALLOW_BB,
+        _SHALLOW_BB.router_only(),
+        *_PAPER,
+        *_RELEASED,
+        Method(
+            "bbt",
+            (_BBT,),
+            fresh="shallow",
+            start="projection",
+            about="one shallow prompt behind a random projection; forward passes only",
+        ),
+        Method(
+            "bbtv2",
+            (_BBT,),
+            fresh="deep",
+            start="projection",
+            about="one deep prompt behind random projections, layer by layer; forward passes only",
+        ),
+        Method("spot", (_SINGLE,), bank="spot", about="one shallow prompt pre-trained on the same tasks"),
+        Method("ppt", (_SINGLE,), bank="ppt", about="one shallow prompt pre-trained on raw text"),
+        Method(
+            "prompt-tuning",
+            (_SINGLE,),
+            fresh="shallow",
+            start="vocabulary",
+            about="one shallow prompt from scratch",
+        ),
+        Method("p-tuning-v2", (_SINGLE,), fresh="deep", start="random", about="one deep prompt from scratch"),
+        Method(
+            "mp2-random-bank",
+            (_ROUTER, _PROMPTS),
+            fresh="deep",
+            start="random",
+            about="deep MP2 on a random bank: what pre-training is worth",
+        ),
+        Method(
+            "head-only", (Gradient({"head": 1e-2}, steps=80, eval_every=5),), about="only the span head moves"
+        ),
+        Method(
+            "model-tuning",
+            (Gradient({"backbone": 1e-4, "head": 1e-3}, steps=40, eval_every=5),),
+            about="all weights of the encoder move",
+        ),
+    )
+}
+DEFAULT_METHOD = "mp2-deep-gd"
+
+
+def get_method(name: str) -> Method:
+    """A row by name.
+
+    Raises:
+        ConfigError: There is none; the nearest is named.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"no method {name!r}; {nearest(name, METHODS, shown=30)}")
+    return METHODS[name]

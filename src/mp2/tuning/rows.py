@@ -1,0 +1,69 @@
+"""A user's own file as labelled examples: the task given or inferred, a part held out for dev."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mp2.data.readers import read_table
+from mp2.errors import DataError
+from mp2.tasks import catalogue
+from mp2.tasks.infer import infer_task
+from mp2.tasks.render import MRCExample, render
+from mp2.tasks.spec import TaskSpec, load_task
+
+
+def plain_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a user's file, unchecked."""
+    return [row for _, row in read_table(path)]
+
+
+def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, list[MRCExample]]:
+    """Read and render a user's labelled file.
+
+    Args:
+        path: CSV, TSV, JSON or JSONL.
+        task: A task, a task file, a catalogue name, or None to infer it from the columns.
+
+    Raises:
+        DataError: The file cannot be read.
+        TaskError: A row does not fit the task, with its line.
+    """
+    located = list(read_table(path))
+    if isinstance(task, str):
+        task = load_task(task) if Path(task).suffix in (".yaml", ".yml") else catalogue.get(task)
+    if task is None:
+        task = infer_task([row for _, row in located], path.stem)
+    return task, [render(task, row, where=where) for where, row in located]
+
+
+def hold_out(
+    examples: Sequence[MRCExample], share: float, seed: int, path: Path | str = "rows"
+) -> tuple[list[MRCExample], list[MRCExample]]:
+    """Split rows into train and dev, label by label, at least one of each label on both sides.
+
+    Raises:
+        DataError: The share is no share, or a label has a single example.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"share of dev rows: expected a value between 0 and 1, got {share}")
+    groups: dict[Any, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.answer if example.options else None, []).append(index)
+    dev: set[int] = set()
+    rng = random.Random(seed)
+    for answer, members in groups.items():
+        if len(members) < 2:
+            name = examples[members[0]].options[answer] if answer is not None else "the task"
+            raise DataError(
+                f"{path}: label {name!r} has one example only; tuning needs at least 2 of each (one to learn"
+                " from, one to check), 8 or more are better"
+            )
+        rng.shuffle(members)
+        dev.update(members[: min(len(members) - 1, max(1, round(share * len(members))))])
+    return (
+        [example for index, example in enumerate(examples) if index not in dev],
+        [example for index, example in enumerate(examples) if index in dev],
+    )

@@ -1,0 +1,113 @@
+"""Stages of tuning: which parameter groups move, by which optimiser, for how long.
+
+A stage names exactly the groups it may change; everything else is frozen by ``requires_grad``, never by a
+learning rate. Each stage starts with fresh optimiser moments (the released code switches learning rates of
+1e-20 instead, so its Adam moments of the prompts warm up all through stage I).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+GroupName = Literal["backbone", "head", "prompts", "z", "router"]
+# option: cross-entropy over the options; span: over all tokens (paper); hinge: margin between options;
+# metric: minus the task's metric
+SearchLoss = Literal["option", "span", "hinge", "metric"]
+Select = Literal["dev", "released"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A stage of gradient descent over the whole train set, one batch per step.
+
+    Attributes:
+        lr: Learning rate of each group that moves.
+        steps: Optimiser steps (= epochs).
+        eval_every: Steps between scores on the dev set.
+    """
+
+    lr: dict[GroupName, float]
+    steps: int = 40
+    eval_every: int = 10
+
+    @property
+    def groups(self) -> tuple[GroupName, ...]:
+        """Groups that move."""
+        return tuple(self.lr)
+
+
+@dataclass(frozen=True, slots=True)
+class Bayes:
+    """Bayesian optimisation of the router by forward passes alone (paper 3.4; GP with UCB).
+
+    Attributes:
+        calls: Evaluations of the loss in all; one router on the whole train set is one call.
+        random: Random points among them, before the process is asked.
+        kappa: UCB's exploration weight.
+        box: Bound of every router logit, [-box, box].
+        transfer: Try the routers of the pre-trained tasks first.
+        trust_region: Stay near the best point (for many router logits).
+        select: ``dev`` scores every improved candidate; ``released`` every tenth call, whatever it is.
+        loss: What is minimised on the train rows.
+    """
+
+    calls: int = 200
+    random: int = 20
+    kappa: float = 2.0
+    box: float = 5.0
+    transfer: bool = True
+    trust_region: bool = False
+    select: Select = "dev"
+    loss: SearchLoss = "option"
+    groups: tuple[GroupName, ...] = ("router",)
+
+
+@dataclass(frozen=True, slots=True)
+class Cma:
+    """CMA-ES of the fused intrinsic prompt, layer by layer when deep (paper 3.4).
+
+    Attributes:
+        calls: Evaluations of the loss in all.
+        rounds: Generations of every layer; decides the calls instead when above 0.
+        sigma: Initial step at the input layer and at the others.
+        relative: Steps are shares of the standard deviation of the layer's fused vector.
+        popsize: Candidates per generation.
+        bound: Bound of every coordinate; 0 for none.
+        keep: What a layer is set to after its generation: ``improved`` takes its best candidate where it is
+            better than what stood there; ``best-ever`` (released code) the best it ever saw, whatever the
+            other layers have become since.
+        heed_stop: A layer whose CMA-ES has converged is left alone; the released code goes on.
+        select: ``dev`` scores the mean of the distribution and what is kept; ``released`` the candidate that
+            is being evaluated.
+        eval_every: Calls between scores on the dev set.
+        loss: What is minimised on the train rows.
+    """
+
+    calls: int = 7800
+    rounds: int = 0
+    sigma: tuple[float, float] = (0.1, 0.1)
+    relative: bool = False
+    popsize: int = 20
+    bound: float = 0.0
+    keep: Literal["improved", "best-ever"] = "improved"
+    heed_stop: bool = True
+    select: Select = "dev"
+    eval_every: int = 100
+    loss: SearchLoss = "option"
+    groups: tuple[GroupName, ...] = ("z",)
+
+
+Stage = Gradient | Bayes | Cma
+
+
+@dataclass(slots=True)
+class Curve:
+    """What happened during tuning: one record per dev score.
+
+    Attributes:
+        records: ``stage``, ``step`` (or call), ``loss`` on train, ``dev`` score, ``dev_loss``,
+            ``seconds``.
+    """
+
+    records: list[dict[str, float]] = field(default_factory=list)

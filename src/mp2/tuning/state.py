@@ -1,0 +1,161 @@
+"""What a method may move for one task: router, prompts, head, and for model tuning the encoder itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mp2.errors import ConfigError
+from mp2.model.bank import BankConfig, Injection, PromptBank
+from mp2.model.checkpoint import Base, TrainedBank
+from mp2.model.mrc import MRCModel
+from mp2.model.router import Routing, router_weights
+from mp2.tuning.methods import Method
+from mp2.tuning.stages import GroupName
+
+FRESH_MODULES = 8
+FRESH_LENGTH = 16
+FRESH_INTRINSIC = 128
+
+
+class TaskState:
+    """Parameters of one task under one method. Nothing of the base or its banks is ever changed in place.
+
+    Args:
+        base: The frozen encoder.
+        method: The row of the methods table.
+        seed: Seed of fresh parameters.
+    """
+
+    def __init__(self, base: Base, method: Method, seed: int) -> None:
+        self.base, self.method = base, method
+        generator = torch.Generator().manual_seed(seed)
+        self.source: TrainedBank | None = base.bank(method.bank) if method.bank else None
+        self.routing = self.source.routing if self.source else Routing()
+        self.bank = self._bank(generator)
+        self.head = copy.deepcopy(self.source.head if self.source else base.head).requires_grad_(False)
+        moves = {group for stage in method.stages for group in stage.groups}
+        backbone = copy.deepcopy(base.backbone) if "backbone" in moves else base.backbone
+        self.model = MRCModel(backbone, self.head).to(base.device)
+        self.router: nn.Parameter | None = None
+        if self.bank is not None:
+            self.bank.to(base.device).requires_grad_(False)
+            c = self.bank.config
+            noise = torch.rand(1, c.layers, c.modules, generator=generator)
+            self.router = nn.Parameter(((2 * noise - 1) * 1e-3).to(base.device), requires_grad=False)
+        self.z: nn.Parameter | None = None  # (1, L, d); once it is there, prompts are its projection
+        if method.start == "projection":
+            self.fuse()
+
+    def _bank(self, generator: torch.Generator) -> PromptBank | None:
+        if self.source is not None:
+            return self.source.bank.materialised()
+        if self.method.fresh is None:
+            return None
+        backbone = self.base.backbone
+        deep = self.method.fresh == "deep"
+        if self.method.start == "projection":
+            shape = (backbone.depth if deep else 1, 1, FRESH_LENGTH, backbone.hidden_size, FRESH_INTRINSIC)
+            return PromptBank(BankConfig(*shape, "add"))
+        modules = FRESH_MODULES if any("router" in stage.groups for stage in self.method.stages) else 1
+        injection: Injection = "prefix" if deep else "add"
+        config = BankConfig(
+            backbone.depth if deep else 1, modules, FRESH_LENGTH, backbone.hidden_size, 0, injection
+        )
+        bank = PromptBank(config, std=0.5 if deep else 0.02, generator=generator)
+        if self.method.start == "vocabulary":
+            words = backbone.embeddings.word_embeddings.weight
+            chosen = torch.randint(len(words), (FRESH_LENGTH,), generator=generator)
+            bank.prompts.data = words[chosen].detach().float().cpu()[None, None].clone()
+        return bank
+
+    @property
+    def injection(self) -> Injection:
+        """How the bank's prompts enter a layer."""
+        return self.bank.config.injection if self.bank else "prefix"
+
+    def parameters(self, group: GroupName) -> dict[str, nn.Parameter]:
+        """Parameters of a group, by name."""
+        if group == "router":
+            return {"logits": self.router} if self.router is not None else {}
+        if group == "prompts":
+            return {"prompts": self.bank.prompts} if self.bank is not None else {}
+        if group == "z":
+            return {"fused": self.z} if self.z is not None else {}
+        if group == "head":
+            return dict(self.head.named_parameters())
+        if group == "backbone":
+            return dict(self.model.backbone.named_parameters())
+        return {}
+
+    def prompts(self) -> Tensor | None:
+        """Composed prompts ``(1, L, P, H)``, differentiable in what moves; None without a bank."""
+        if self.bank is None or self.router is None:
+            return None
+        return self.route(self.router) if self.z is None else self.projector.project(self.z)
+
+    def route(self, logits: Tensor) -> Tensor:
+        """Router logits ``(n, L, K)`` to prompts ``(n, L, P, H)``."""
+        assert self.bank is not None
+        return self.bank.compose(router_weights(logits, self.routing))
+
+    @property
+    def projector(self) -> PromptBank:
+        """The bank in factored form, whose projection turns intrinsic vectors into prompts.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        bank = self.source.bank if self.source else self.bank
+        if bank is None or not bank.config.intrinsic:
+            name = f"bank {self.source.name!r}" if self.source else "its bank"
+            raise ConfigError(
+                f"method {self.method.name}: {name} has no intrinsic vectors z and projection A to search in;"
+                " train it in factored form (intrinsic > 0), or stop after the router with the method's"
+                " '-router' row"
+            )
+        return bank
+
+    def project(self, z: Tensor, layer: int) -> Tensor:
+        """Intrinsic vectors ``(n, J, d)`` of the layers from ``layer`` on to prompts ``(n, J, P, H)``."""
+        c = self.projector.config
+        flat = torch.einsum("njd,jdq->njq", z, self.projector.A[layer : layer + z.shape[1]])
+        return flat.unflatten(-1, (c.length, c.hidden))
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Pre-fusion (paper 3.4): one intrinsic vector per layer from the modules that the router mixes."""
+        assert self.router is not None
+        weights = router_weights(self.router, self.routing)
+        self.z = nn.Parameter(torch.einsum("rlk,lkd->rld", weights, self.projector.z), requires_grad=False)
+
+    def snapshot(self, groups: Sequence[GroupName]) -> dict[str, Tensor]:
+        """Copies of the parameters of some groups."""
+        return {
+            f"{group}.{name}": parameter.detach().clone()
+            for group in groups
+            for name, parameter in self.parameters(group).items()
+        }
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put copies back; prompts come from z again, or from the router, as when they were taken."""
+        if "z.fused" not in snapshot:
+            self.z = None
+        elif self.z is None:
+            self.fuse()
+        with torch.no_grad():
+            for key, value in snapshot.items():
+                group, _, name = key.partition(".")
+                self.parameters(group)[name].copy_(value)  # type: ignore[arg-type]
+
+    @property
+    def tuned_parameters(self) -> int:
+        """How many numbers the method may change."""
+        groups = dict.fromkeys(group for stage in self.method.stages for group in stage.groups)
+        numbers = sum(p.numel() for group in groups if group != "z" for p in self.parameters(group).values())
+        if "z" in groups:
+            numbers += self.projector.config.layers * self.projector.config.intrinsic
+        return numbers

@@ -1,0 +1,209 @@
+"""Runs a method on a task: rows in, adapter out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mp2.errors import ConfigError, SearchError
+from mp2.model.checkpoint import Base
+from mp2.runtime import seed_everything, version_facts
+from mp2.tasks.render import MRCExample
+from mp2.tasks.spec import TaskSpec
+from mp2.tuning.adapter import Adapter
+from mp2.tuning.blackbox import run_blackbox
+from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches, run_gradient
+from mp2.tuning.methods import Method
+from mp2.tuning.random_projection import draw_projection
+from mp2.tuning.search_run import SearchRun
+from mp2.tuning.search_state import SearchFolder
+from mp2.tuning.stages import Cma, Gradient
+from mp2.tuning.state import TaskState
+
+Record = Callable[[dict[str, float]], None]
+
+
+def encode_shots(base: Base, examples: Sequence[MRCExample], reserve: int = 0) -> Shots:
+    """Encode rendered rows for a base."""
+    return Shots(list(examples), base.encoder(reserve)(examples))
+
+
+def tune(
+    base: Base,
+    task: TaskSpec,
+    train: Sequence[MRCExample],
+    dev: Sequence[MRCExample],
+    method: Method,
+    *,
+    seed: int = 42,
+    progress: Record | None = None,
+    folder: Path | str | None = None,
+) -> Adapter:
+    """Adapt a base to a task with a method.
+
+    Args:
+        base: The frozen encoder and its banks.
+        task: The task.
+        train: Labelled rows that are learned from.
+        dev: Labelled rows that decide which moment is kept; disjoint from ``train``.
+        method: The row of the methods table.
+        seed: Seed of everything random.
+        progress: Receives one record per dev score.
+        folder: Where a black-box search keeps its state and one line per call; the same arguments with the
+            same folder continue it. Gradient stages leave nothing there.
+
+    Returns:
+        The adapter at its best moment on the dev rows; also after Ctrl-C in a black-box search.
+
+    Raises:
+        ConfigError: No rows, a row without its answer, or settings that cannot work.
+        SearchError: A black-box search cannot go on; ``best`` is the adapter at its best moment.
+    """
+    for name, rows in (("train", train), ("dev", dev)):
+        if not rows:
+            raise ConfigError(f"task {task.name}: the {name} set is empty")
+    begin = time.monotonic()
+    seed_everything(seed)
+    state = TaskState(base, method, seed)
+    reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
+    shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev, reserve)
+    if method.start == "projection":
+        _draw_projection(state, shots, seed)
+    facts: dict[str, Any] = {"seed": seed, "method_version": method.version, "shots": len(train), "curve": []}
+
+    def record(values: dict[str, float]) -> None:
+        facts["curve"].append(values)
+        if progress is not None:
+            progress(values)
+
+    best = Best()
+    metric, dev_loss = dev_measure(state, task, dev_shots)
+    best.offer(state, -1, metric, dev_loss)
+    record({"stage": -1, "step": 0, "dev": metric, "dev_loss": dev_loss, "seconds": 0.0})
+    run = _search_run(state, task, shots, dev_shots, best, record, seed, folder)
+    if run is not None:
+        facts["curve"] += run.curve
+    try:
+        _run_stages(state, task, shots, dev_shots, best, record, run)
+    except SearchError as error:
+        state.restore(best.snapshot)
+        raise SearchError(str(error), _adapter(state, task, best, facts, begin, run)) from error
+    finally:
+        if run is not None and run.folder is not None:
+            run.folder.close()
+    return _adapter(state, task, best, facts, begin, run)
+
+
+def _run_stages(
+    state: TaskState,
+    task: TaskSpec,
+    shots: Shots,
+    dev_shots: Shots,
+    best: Best,
+    record: Record,
+    run: SearchRun | None,
+) -> None:
+    """All stages in turn; each starts from the best moment so far, and the state ends there."""
+    for index, stage in enumerate(state.method.stages):
+        if isinstance(stage, Gradient):
+            run_gradient(state, stage, index, task, shots, dev_shots, best, record)
+        else:
+            assert run is not None
+            if not run_blackbox(run, stage, index):
+                continue
+        state.restore(best.snapshot)
+        if run is not None and run.interrupted:
+            return
+
+
+def _search_run(
+    state: TaskState,
+    task: TaskSpec,
+    shots: Shots,
+    dev_shots: Shots,
+    best: Best,
+    record: Record,
+    seed: int,
+    folder: Path | str | None,
+) -> SearchRun | None:
+    """What black-box stages share, continued from a folder where there is one; None without such stages."""
+    method, base = state.method, state.base
+    if all(isinstance(stage, Gradient) for stage in method.stages):
+        return None
+    if any(isinstance(stage, Cma) for stage in method.stages):
+        _ = state.projector  # a bank that cannot be searched is refused before anything is spent
+    store = None
+    if folder is not None:
+        rows = repr((task, shots.examples, dev_shots.examples)).encode()
+        identity = {
+            "method": f"{method.name}.v{method.version}",
+            "stages": [repr(stage) for stage in method.stages],
+            "seed": seed,
+            "base": base.fingerprint,
+            "bank": state.source.fingerprint if state.source else None,
+            "rows": hashlib.sha256(rows).hexdigest()[:16],
+        }
+        store = SearchFolder(folder, identity)
+    return SearchRun(state, task, shots, dev_shots, best, record, seed=seed, folder=store)
+
+
+def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
+    """BBT: the projection gets the scale of the hidden states of the train rows, and z begins at 0."""
+    assert state.bank is not None
+    batches = micro_batches(shots.rows, state.base.tokenizer.pad_token_id, state.base.device)
+    draw_projection(state.bank, state.base.backbone, batches, seed=seed)
+    state.fuse()
+
+
+def _adapter(
+    state: TaskState,
+    task: TaskSpec,
+    best: Best,
+    facts: dict[str, Any],
+    begin: float,
+    run: SearchRun | None,
+) -> Adapter:
+    """Keep the least that answers need: the router, unless more than it moved."""
+    seconds = time.monotonic() - begin
+    if run is not None:
+        facts |= run.facts
+        facts["interrupted"] = run.interrupted
+        seconds = max(seconds, run.seconds)  # the time before a resume counts
+    facts |= {
+        "dev": best.key[0],
+        "kept_stage": best.stage,
+        "tuned_parameters": state.tuned_parameters,
+        "seconds": round(seconds, 2),
+        "versions": version_facts(),
+    }
+    moved = {group for stage in state.method.stages[: best.stage + 1] for group in stage.groups}
+    tensors: dict[str, torch.Tensor] = {}
+    if state.bank is not None and state.router is not None:
+        if state.source is not None and not moved & {"prompts", "z"}:
+            tensors["router"] = state.router.detach()[0].clone()
+        else:
+            composed = state.prompts()
+            assert composed is not None
+            tensors["prompts"] = composed.detach()[0].clone()
+        if state.source is not None:  # for people: no answer needs it beside composed prompts
+            facts = facts | {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
+    for group in ("head", "backbone"):
+        if group in moved:
+            tensors |= state.snapshot((group,))
+    source = state.source
+    return Adapter(
+        task,
+        state.method.name,
+        state.base.name,
+        state.base.fingerprint,
+        source.name if source else None,
+        source.fingerprint if source else "",
+        state.injection,
+        tensors,
+        facts,
+    )

@@ -1,0 +1,171 @@
+"""Candidates in one partial forward give what the model's own forward gives, wherever it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ErnieConfig, ErnieModel
+
+from mp2.data.batch import MRCBatch, collate
+from mp2.data.encode import Encoded, Window
+from mp2.errors import ConfigError
+from mp2.model.backbone import Backbone
+from mp2.model.bank import Injection
+from mp2.model.mrc import MRCModel, SpanHead
+from mp2.model.population import Population
+from tests.micro import HIDDEN, LAYERS, LENGTH, micro_encoder
+
+
+@pytest.fixture(scope="module")
+def model() -> MRCModel:
+    return _model(micro_encoder(90))
+
+
+def _model(encoder: Any) -> MRCModel:
+    head = SpanHead(HIDDEN, generator=torch.Generator().manual_seed(3))
+    return MRCModel(Backbone(encoder, slot_id=4), head).requires_grad_(False).eval()
+
+
+def _batch() -> MRCBatch:
+    """Rows with options, one of them over two windows, and a row of extraction."""
+    generator = torch.Generator().manual_seed(4)
+
+    def ids(length: int) -> list[int]:
+        return [2, *torch.randint(5, 90, (length - 1,), generator=generator).tolist()]
+
+    wide = (
+        Window(ids(9), options=[(0, 3, 4)]),
+        Window(ids(14), options=[(1, 6, 6), (2, 9, 11)], gold=(6, 6)),
+    )
+    rows = [
+        Encoded((Window(ids(12), options=[(0, 8, 8), (1, 10, 11)], gold=(8, 8)),), 2, 0),
+        Encoded(wide, 3, 1),
+        Encoded((Window(ids(17), context=(2, 12), gold=(4, 6)),)),
+    ]
+    return collate(rows)
+
+
+def _prompts(count: int, layers: int = LAYERS, seed: int = 2) -> Tensor:
+    return torch.randn(count, layers, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def _plain(model: MRCModel, batch: MRCBatch, prompts: Tensor, injection: Injection) -> Tensor:
+    return torch.stack([model(batch, one[None], injection) for one in prompts])
+
+
+def _wanted(batch: MRCBatch) -> Tensor:
+    """The ends of the options where there are options, else every token."""
+    wanted = batch.mask.clone()
+    wanted[batch.options[:, 0]] = False
+    wanted[batch.options[:, 0], batch.options[:, 1]] = True
+    wanted[batch.options[:, 0], batch.options[:, 2]] = True
+    return wanted
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 60, 10_000])
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+def test_each_layer_searched_from_kept_states_equals_the_whole_forward(
+    model: MRCModel, injection: Injection, every: bool, tokens: int
+) -> None:
+    batch, candidates = _batch(), _prompts(5, 1, seed=5)
+    wanted = batch.mask if every else _wanted(batch)
+    population = Population(model, batch, LENGTH, wanted, injection, tokens=tokens)
+    prompts = _prompts(1)
+    # up, down and up again with other prompts below: nothing stale may be used
+    for layer, seed in ((0, 2), (2, 2), (1, 2), (2, 6), (0, 7), (2, 7)):
+        prompts = _prompts(1, seed=seed)
+        population.begin(layer, prompts)
+        whole = prompts.repeat(5, 1, 1, 1)
+        whole[:, layer] = candidates[:, 0]
+        found = population(candidates)
+        torch.testing.assert_close(
+            found[:, wanted], _plain(model, batch, whole, injection)[:, wanted], atol=1e-5, rtol=1e-5
+        )
+        assert found[:, ~wanted].isneginf().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+def test_candidates_may_change_every_layer(model: MRCModel, injection: Injection) -> None:
+    batch, candidates = _batch(), _prompts(4, seed=8)
+    population = Population(model, batch, LENGTH, _wanted(batch), injection)
+    population.begin(0, _prompts(1))
+    wanted = _wanted(batch)
+    expected = _plain(model, batch, candidates, injection)
+    torch.testing.assert_close(population(candidates)[:, wanted], expected[:, wanted], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_shallow_banks_in_encoders_of_any_depth(injection: Injection, layers: int) -> None:
+    model, batch, candidates = _model(micro_encoder(90, layers=layers)), _batch(), _prompts(3, 1, seed=8)
+    population = Population(model, batch, LENGTH, batch.mask, injection)
+    population.begin(0, candidates[:1])
+    expected = _plain(model, batch, candidates, injection)
+    torch.testing.assert_close(
+        population(candidates)[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5
+    )
+
+
+def _electra() -> Any:
+    return ElectraModel(ElectraConfig(embedding_size=16, **_SHAPE))
+
+
+def _ernie() -> Any:
+    return ErnieModel(ErnieConfig(**_SHAPE))
+
+
+def _token_types() -> Any:
+    return BertModel(BertConfig(hidden_act="relu", **_SHAPE), add_pooling_layer=False)
+
+
+_SHAPE = {
+    "vocab_size": 90,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [_electra, _ernie, _token_types])
+def test_other_encoders(make: Callable[[], Any]) -> None:
+    torch.manual_seed(3)
+    model, batch, prompts = _model(make().eval()), _batch(), _prompts(1, 2)
+    candidates = _prompts(3, 1, seed=5)
+    population = Population(model, batch, LENGTH, batch.mask)
+    for layer in (0, 1):
+        population.begin(layer, prompts)
+        whole = prompts.repeat(3, 1, 1, 1)
+        whole[:, layer] = candidates[:, 0]
+        expected = _plain(model, batch, whole, "prefix")
+        found = population(candidates)
+        torch.testing.assert_close(found[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5)
+
+
+def test_no_gradient_is_built_and_nothing_of_the_model_changes(model: MRCModel) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch, candidates = _batch(), _prompts(2, 1).requires_grad_(True)
+    population = Population(model, batch, LENGTH, batch.mask)
+    population.begin(1, _prompts(1))
+    logits = population(candidates)
+    assert not logits.requires_grad
+    assert logits.is_inference()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_without_prompts_is_refused(model: MRCModel) -> None:
+    batch = _batch()
+    population = Population(model, batch, LENGTH, batch.mask)
+    with pytest.raises(ConfigError, match="layers 0 to 0"):
+        population.begin(1, _prompts(1, 1))

@@ -1,0 +1,239 @@
+"""The loop: schedules, freezing, accumulation, resume after a kill, full disks, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mp2.errors import CheckpointError, ConfigError
+from mp2.training.loop import Group, LoopConfig, Trainer, lr_factor, only_trainable
+
+
+class Numbers:
+    """Batches of random rows; the state is the generator's own."""
+
+    def __init__(self, rows: int = 4, rank: int = 0, world: int = 1) -> None:
+        self.rng, self.rows, self.rank, self.world = np.random.default_rng(3), rows, rank, world
+
+    def __next__(self) -> torch.Tensor:
+        drawn = self.rng.normal(size=(self.rows * self.world, 5)).astype(np.float32)
+        return torch.from_numpy(drawn[self.rank :: self.world])
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.rng.bit_generator.state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rng.bit_generator.state = dict(state)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def trainer(model: nn.Module, config: LoopConfig, folder: Path | None = None, **kwargs: Any) -> Trainer:
+    def loss(batch: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        out = model(batch + 0.1 * torch.randn_like(batch))
+        return ((out[:, 0] - batch.sum(1)) ** 2).sum(), len(batch), batch.numel()
+
+    source = kwargs.pop("source", Numbers())
+    groups = [
+        Group("first", dict(model[0].named_parameters()), 1e-2),
+        Group("second", dict(model[2].named_parameters()), 3e-3),
+    ]
+    return Trainer(groups, source, loss, config, folder=folder, **kwargs)
+
+
+def test_schedules() -> None:
+    linear = LoopConfig(steps=10, warmup=2, schedule="linear")
+    assert [round(lr_factor(step, linear), 3) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    assert lr_factor(6, LoopConfig(steps=10, warmup=2, schedule="cosine")) == pytest.approx(0.5)
+    assert lr_factor(9, LoopConfig(steps=10)) == 1.0
+
+
+def test_only_the_groups_are_trainable() -> None:
+    model = net()
+    only_trainable(model, [Group("second", dict(model[2].named_parameters()), 1e-3)])
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+    before = [p.clone() for p in model.parameters()]
+    source = Numbers()
+    Trainer(
+        [Group("second", dict(model[2].named_parameters()), 1e-2)],
+        source,
+        lambda batch: (model(batch).pow(2).sum(), len(batch), 1),
+        LoopConfig(5),
+    ).fit()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert moved == [False, False, True, True]
+
+
+def test_accumulated_batches_give_the_gradient_of_the_joint_batch() -> None:
+    results = []
+    for rows, accumulate in ((8, 1), (2, 4)):
+        model = nn.Sequential(nn.Linear(5, 8), nn.Identity(), nn.Linear(8, 1))
+        torch.manual_seed(5)
+        for p in model.parameters():
+            nn.init.normal_(p)
+        groups = [Group("all", dict(model.named_parameters()), 1e-2)]
+
+        def loss(batch: torch.Tensor, model: nn.Module = model) -> tuple[torch.Tensor, int, int]:
+            return (model(batch)[:, 0] - batch.sum(1)).pow(2).sum(), len(batch), 1
+
+        Trainer(groups, Numbers(rows), loss, LoopConfig(3, accumulate=accumulate)).fit()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
+
+
+def test_the_best_step_is_reported_and_evaluation_happens_at_the_end(tmp_path: Path) -> None:
+    model, scores = net(), iter([0.1, 0.5, 0.3])
+    kept: list[int] = []
+    run = trainer(
+        model,
+        LoopConfig(5, eval_every=2),
+        tmp_path,
+        evaluate=lambda: {"score": next(scores)},
+        on_best=lambda: kept.append(run.state.step),
+    )
+    state = run.fit()
+    assert (state.best, state.best_step, kept) == (0.5, 4, [2, 4])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["dev/score"] for line in lines if "dev/score" in line] == [0.1, 0.5, 0.3]
+
+
+def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
+    trainer(net(), LoopConfig(10, save_every=2, keep=3), tmp_path).fit()
+    kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000008", "step-00000010"]
+
+
+_RUN = """
+import sys, time, torch
+from pathlib import Path
+from tests.training.test_loop import net, trainer
+from mp2.training.loop import LoopConfig
+torch.manual_seed(9)
+model = net()
+config = LoopConfig(40, warmup=5, schedule="cosine", save_every=3, log_every=1)
+run = trainer(model, config, Path(sys.argv[1]))
+if sys.argv[2] == "slow":
+    step = run._one_step
+    run._one_step = lambda progress: (step(progress), time.sleep(0.05))
+run.fit()
+"""
+
+
+def _parameters(folder: Path) -> bytes:
+    return (folder / "checkpoints" / "step-00000040" / "state.safetensors").read_bytes()
+
+
+def test_a_run_killed_at_any_step_and_resumed_ends_bit_identical(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [sys.executable, "-c", _RUN]
+    subprocess.run([*command, str(whole), "fast"], check=True)
+    for wait in (7, 20):
+        with subprocess.Popen([*command, str(cut), "slow"]) as process:
+            deadline = time.monotonic() + 60
+            while not (cut / "log.jsonl").exists() or _steps(cut) < wait:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run([*command, str(cut), "fast"], check=True)
+    assert _parameters(cut) == _parameters(whole)
+
+
+def _steps(folder: Path) -> int:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def test_a_truncated_checkpoint_is_told(tmp_path: Path) -> None:
+    trainer(net(), LoopConfig(4, save_every=2), tmp_path).fit()
+    file = tmp_path / "checkpoints" / "step-00000004" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"step-00000004: damaged"):
+        trainer(net(), LoopConfig(8), tmp_path).fit()
+
+
+def test_a_full_disk_while_saving_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(net(), LoopConfig(4, save_every=4), tmp_path).fit()
+    before = _files(tmp_path / "checkpoints")
+
+    def full(tensors: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half of a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mp2.training.loop.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer(net(), LoopConfig(6, save_every=2), tmp_path).fit()
+    assert _files(tmp_path / "checkpoints") == before
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        Trainer([Group("none", {}, 1e-3)], Numbers(), lambda b: (b.sum(), 1, 1), LoopConfig(1))
+
+
+_RANK = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from tests.training.test_loop import Numbers
+from mp2.training.loop import Group, LoopConfig, Trainer
+rank, world = int(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[3]}", rank=rank, world_size=world)
+torch.manual_seed(1)
+model = nn.Linear(5, 1)
+source = Numbers(4, rank, world)
+loss = lambda b: ((model(b)[:, 0] - b.sum(1)).pow(2).sum(), len(b), 1)
+Trainer([Group("all", dict(model.named_parameters()), 1e-2)], source, loss, LoopConfig(3)).fit()
+if rank == 0:
+    print(model.weight.tolist())
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradients_of_one_with_the_joint_batch() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _RANK, str(rank), "2", str(port)],
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert all(process.returncode == 0 for process in ranks)
+    torch.manual_seed(1)
+    model = nn.Linear(5, 1)
+    Trainer(
+        [Group("all", dict(model.named_parameters()), 1e-2)],
+        Numbers(8),
+        lambda b: ((model(b)[:, 0] - b.sum(1)).pow(2).sum(), len(b), 1),
+        LoopConfig(3),
+    ).fit()
+    torch.testing.assert_close(
+        torch.tensor(json.loads(outputs[0])), model.weight.detach(), atol=1e-6, rtol=1e-5
+    )

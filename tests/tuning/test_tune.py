@@ -1,0 +1,158 @@
+"""Tuning a micro base: only named groups move, results repeat, adapters come back the same."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp2.errors import CheckpointError, ConfigError
+from mp2.model.checkpoint import Base
+from mp2.serving.predictor import Predictor
+from mp2.tasks.render import MRCExample, render
+from mp2.tasks.spec import TaskSpec
+from mp2.tuning.adapter import load_adapter
+from mp2.tuning.methods import get_method
+from mp2.tuning.stages import Gradient
+from mp2.tuning.state import TaskState
+from mp2.tuning.tune import encode_shots, tune
+from tests.micro import micro_base
+
+TASK = TaskSpec(name="moods", family="classification", labels=("正面", "负面"))
+QUICK = replace(
+    get_method("mp2-deep-gd"),
+    stages=(
+        Gradient({"router": 0.3}, steps=4, eval_every=2),
+        Gradient({"prompts": 0.1, "head": 0.1}, steps=30, eval_every=5),
+    ),
+)
+
+
+NAMES = ("味道", "服务", "店", "音乐", "手机", "咖啡", "地方", "电话", "老师", "公司", "北京")
+
+
+def rows(count: int, start: int = 0) -> list[MRCExample]:
+    """Rows that their last words decide."""
+    words = ("很好喜欢", "太差难看")
+    return [
+        render(TASK, {"text": f"{NAMES[i % len(NAMES)]}{words[i % 2]}。", "label": TASK.labels[i % 2]})
+        for i in range(start, start + count)
+    ]
+
+
+def _weights(base: Base) -> dict[str, torch.Tensor]:
+    found = {f"backbone.{k}": v.clone() for k, v in base.backbone.state_dict().items()}
+    for name in base.banks:
+        bank = base.bank(name)
+        found |= {f"{name}.{k}": v.clone() for k, v in bank.bank.state_dict().items()}
+        found |= {f"{name}.head.{k}": v.clone() for k, v in bank.head.state_dict().items()}
+        found[f"{name}.router"] = bank.router.clone()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "moved"),
+    [
+        ("mp2-deep-gd", 0, {"router"}),
+        ("mp2-deep-gd", 1, {"prompts", "head"}),
+        ("mp2-shallow-gd", 0, {"router"}),
+        ("spot", 0, {"prompts", "head"}),
+        ("model-tuning", 0, {"backbone", "head"}),
+    ],
+)
+def test_only_the_named_groups_move_in_a_stage(base: Base, method: str, stage: int, moved: set[str]) -> None:
+    from mp2.tuning.gradient import Best, run_gradient
+
+    row = get_method(method)
+    state = TaskState(base, row, 0)
+    before, kept = state.snapshot(("backbone", "head", "prompts", "router")), _weights(base)
+    chosen = replace(row.stages[stage], steps=2, eval_every=0)  # type: ignore[type-var]
+    reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
+    shots = encode_shots(base, rows(8), reserve)
+    assert isinstance(chosen, Gradient)
+    run_gradient(state, chosen, stage, TASK, shots, shots, Best(), lambda record: None)
+    after = state.snapshot(("backbone", "head", "prompts", "router"))
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == moved
+    assert all(torch.equal(value, kept[key]) for key, value in _weights(base).items())
+
+
+def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loading(
+    base: Base, tmp_path: Path
+) -> None:
+    adapter = tune(base, TASK, rows(16), rows(8, 100), QUICK, seed=3)
+    losses = [record["loss"] for record in adapter.facts["curve"] if "loss" in record]
+    assert losses[-1] < losses[0] / 2
+    adapter.save(tmp_path / "a")
+    predictor = Predictor(base)
+    predictor.add("memory", adapter)
+    predictor.add("disk", tmp_path / "a")
+    text = "音乐太差难看。"
+    (first,), (second,) = predictor.predict([("memory", text)]), predictor.predict([("disk", text)])
+    assert first.answer == second.answer and first.answer.text in TASK.labels
+
+
+def test_the_same_seed_gives_the_same_adapter(base: Base) -> None:
+    first, second = (tune(base, TASK, rows(8), rows(8, 50), QUICK, seed=5) for _ in range(2))
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(value, second.tensors[key]) for key, value in first.tensors.items())
+
+
+def test_a_router_only_adapter_is_a_few_numbers(base: Base, tmp_path: Path) -> None:
+    adapter = tune(base, TASK, rows(8), rows(8, 50), QUICK.router_only(), seed=5)
+    assert set(adapter.tensors) == {"router"}
+    assert adapter.tensors["router"].shape == (3, 3) and adapter.facts["tuned_parameters"] == 9
+    adapter.save(tmp_path / "a")
+    assert (tmp_path / "a" / "adapter.safetensors").stat().st_size < 400
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_names(base: Base, tmp_path: Path) -> None:
+    adapter = tune(base, TASK, rows(4), rows(4, 50), QUICK.router_only())
+    other = micro_base(tmp_path / "other", layers=2)
+    predictor = Predictor(other)
+    with pytest.raises(CheckpointError, match=rf"belongs to base micro \({base.fingerprint}\), not to micro"):
+        predictor.add("x", adapter)
+        predictor.predict([("x", "服务很好")])
+
+
+def test_a_damaged_adapter_is_told_and_an_existing_folder_is_not_overwritten(
+    base: Base, tmp_path: Path
+) -> None:
+    adapter = tune(base, TASK, rows(4), rows(4, 50), QUICK.router_only())
+    adapter.save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="exists already"):
+        adapter.save(tmp_path / "a")
+    file = tmp_path / "a" / "adapter.safetensors"
+    shutil.copytree(tmp_path / "a", tmp_path / "whole")
+    file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(CheckpointError, match=r"adapter\.safetensors: truncated or damaged"):
+        load_adapter(tmp_path / "a")
+
+
+def test_a_full_disk_leaves_the_old_adapter(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tune(base, TASK, rows(4), rows(4, 50), QUICK.router_only())
+    adapter.save(tmp_path / "a")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mp2.tuning.adapter.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        adapter.save(tmp_path / "a", replace=True)
+    assert load_adapter(tmp_path / "a").method == adapter.method
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_empty_train_set_is_an_error(base: Base) -> None:
+    with pytest.raises(ConfigError, match="the train set is empty"):
+        tune(base, TASK, [], rows(4), QUICK)
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mp2-deep-gd'"):
+        get_method("mp2-deep-dg")
