@@ -65,7 +65,7 @@ class TaskSpec(_Strict):
         answer: Column of the answer text or texts (extraction, reading).
         answer_start: Column of the answer's character offset or offsets; without it the answer is searched.
         no_answer: The task has rows without an answer (reading).
-        metric: ``accuracy`` or ``f1`` (character-level, REFERENCE: paper section 4.1).
+        metric: Name of a score in :mod:`mp2.tasks.metrics`.
         verbalisers: Other wordings by name.
         paper: The task's facts in the paper's tables (catalogue tasks).
         data: Where the rows are and how they are read (catalogue tasks).
@@ -85,7 +85,7 @@ class TaskSpec(_Strict):
     answer: str = "answer"
     answer_start: str | None = None
     no_answer: bool = False
-    metric: Literal["accuracy", "f1"] | None = None
+    metric: Literal["accuracy", "f1", "exact-match", "released-f1"] | None = None
     verbalisers: dict[str, Verbaliser] = {}
     paper: PaperFacts | None = None
     data: DataSource | None = None

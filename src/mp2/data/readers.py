@@ -1,0 +1,311 @@
+"""From raw files to rows: each format of the public data sets, and a user's own tables.
+
+Decides how bytes become ``{column: value}`` rows, each with its ``file:line``. Does not know what a row
+means, how splits are made or which rows are wanted: ``mp2.data.sources`` and the task files say that.
+Every reader is an iterator, and memory stays at about one row whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mp2.data.jsonfile import explode, pick, read_array
+from mp2.data.rewrite import rewriter
+from mp2.data.textfile import read_lines
+from mp2.errors import DataError, Where, nearest
+from mp2.tasks.source import FileSource
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[Where, Row]]
+OnBad = Callable[[DataError], None]
+Reader = Callable[[Path, FileSource, OnBad], Rows]
+
+
+def read_rows(
+    path: Path, source: FileSource, *, on_bad: OnBad | None = None, left_out: Counter[str] | None = None
+) -> Rows:
+    """Rows of one file as its description says, rewritten and without the dropped ones.
+
+    Args:
+        path: The file (a folder for the format ``folders``).
+        source: How to read it.
+        on_bad: Is given each row that cannot be read, and reading goes on; without it the error is raised.
+        left_out: Counts the dropped rows by reason.
+
+    Raises:
+        DataError: The file as a whole cannot be read (absent, empty, cut, wrongly encoded), or a row cannot.
+    """
+    bad = on_bad or _raise
+    rewrite = rewriter(source)
+    empty = True
+    for where, row in READERS[source.format](path, source, bad):
+        empty = False
+        try:
+            rows = _reshaped(row, source)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            bad(DataError(f"{where}: the row has no {error} where {source.take or source.each} expects it"))
+            continue
+        for item in map(rewrite, rows):
+            reason = _dropped(item, source)
+            if reason is None:
+                yield where, item
+            elif left_out is not None:
+                left_out[reason] += 1
+    if empty:
+        raise DataError(f"{path}: the file has no rows")
+
+
+def read_table(path: Path | str, *, encoding: str = "utf-8", on_bad: OnBad | None = None) -> Rows:
+    """Rows of a user's own file, by its extension: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.xlsx``.
+
+    CSV, TSV and XLSX need a header line; JSONL an object per line, JSON an array of objects. CSV is read with
+    quotes, TSV without. Any of them may be gzipped (``.csv.gz``).
+
+    Raises:
+        DataError: As for :func:`read_rows`, or the extension is unknown, or the header looks like data.
+    """
+    path = Path(path)
+    suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if suffix not in TABLES:
+        raise DataError(f"{path}: cannot tell the format from the name; {nearest(suffix, TABLES)}")
+    source = FileSource.model_validate({"path": str(path), "format": suffix, "encoding": encoding})
+    first = True
+    for where, row in read_rows(path, source, on_bad=on_bad):
+        if first and suffix in ("csv", "tsv", "xlsx"):
+            _check_header(path, row)
+        first = False
+        yield where, row
+
+
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def _reshaped(row: Any, source: FileSource) -> list[Row]:
+    """One row per innermost item of ``each``, with the columns that ``take`` names."""
+    if not source.each and not source.take:
+        return [row | source.constant]
+    paths = {column: path.split(".") for column, path in source.take.items()}
+    items = explode(row, source.each.split(".") if source.each else [])
+    if not paths:
+        return [dict(item) | source.constant for item in items]
+    taken = ({column: pick(item, path) for column, path in paths.items()} for item in items)
+    return [row | source.constant for row in taken]
+
+
+def _dropped(row: Row, source: FileSource) -> str | None:
+    for column, values in source.drop.items():
+        if (value := str(row.get(column)).strip()) in values:
+            return f"{column} is {value!r}" if value else f"{column} is empty"
+    return None
+
+
+def _check_header(path: Path, row: Row) -> None:
+    """A first line of data in place of the header would lose that row and name the columns after it."""
+    for name in row:
+        if re.fullmatch(r"-?\d+(\.\d+)?", name) or len(name) > 40:
+            raise DataError(
+                f"{Where(path, 1)}: expected a header line that names the columns, such as"
+                f" 'text,label'; {name[:40]!r} looks like data"
+            )
+
+
+def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
+    header = list(source.columns)
+    for where, cells in _csv_records(path, source, bad):
+        if not header:
+            header = _header(where, cells)
+        elif row := _row(where, header, cells, bad):
+            yield where, row
+
+
+def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str]]]:
+    """Cells of each record; a quote that is never closed ends the file, since it would swallow rows."""
+    delimiter = source.delimiter or ","
+    places: list[Where] = []
+    raw: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for where, line in read_lines(path, source.encoding, source.member):
+            if raw or line.strip():
+                places.append(where)
+                raw.append(line)
+                yield line
+
+    table = csv.reader(lines(), delimiter=delimiter)
+    while True:
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "field limit" in str(error):
+                raise DataError(f"{places[0]}: a quote that opens here is not closed") from error
+            bad(DataError(f"{places[0]}: not a row of CSV: {error}"))
+            cells = []
+        whole = len(raw) == 1 and raw[0].endswith("\n")
+        if not whole and _open_quote(raw, delimiter):
+            raise DataError(
+                f"{places[0]}: the file ends within quotes that open here: it is cut, or lacks a quote"
+            )
+        if cells:
+            yield places[0], cells
+        raw.clear()
+        places.clear()
+
+
+def _open_quote(lines: list[str], delimiter: str) -> bool:
+    """Whether the lines of one row end within quotes, which a lenient reader does not say."""
+    try:
+        list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+    return False
+
+
+def _tsv(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    """Tables with one line per row and no quotes; blank lines are skipped."""
+    delimiter = source.delimiter or "\t"
+    header = list(source.columns)
+    for where, line in read_lines(path, source.encoding, source.member):
+        line = line.rstrip("\r\n")
+        if not line.strip():
+            continue
+        cells = line.split(delimiter, len(header) - 1) if source.rest and header else line.split(delimiter)
+        if not header:
+            header = _header(where, cells)
+        elif row := _row(where, header, cells, bad):
+            yield where, row
+
+
+def _header(where: Where, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for index, name in enumerate(names):
+        if not name:
+            raise DataError(f"{where}: column {index + 1} of the header has no name: {names}")
+        if name in names[:index]:
+            raise DataError(f"{where}: the header names {name!r} twice: {names}")
+    return names
+
+
+def _row(where: Where, header: list[str], cells: list[str], bad: OnBad) -> Row | None:
+    if len(cells) != len(header):
+        bad(DataError(f"{where}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}"))
+        return None
+    return dict(zip(header, cells, strict=True))
+
+
+def _jsonl(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    for where, line in read_lines(path, source.encoding, source.member):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = ": the file is cut in the middle" if not line.endswith("\n") else ""
+            bad(DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{cut}"))
+            continue
+        if isinstance(value, dict) or source.each or source.take:
+            yield where, value
+        else:
+            bad(DataError(f"{where}: expected an object with a key per column, got {type(value).__name__}"))
+
+
+def _json(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    for where, value in read_array(path, source.encoding, at=source.at, member=source.member):
+        if isinstance(value, dict) or source.each or source.take:
+            yield where, value
+        else:
+            bad(DataError(f"{where}: expected an object with a key per column, got {type(value).__name__}"))
+
+
+_REVIEW = re.compile(r'<review\s+id="(?P<id>[^"]*)"(?:\s+label="(?P<label>[^"]*)")?\s*>')
+
+
+def _reviews(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    """``<review id="1" label="0">text</review>`` elements; the text is not escaped as XML."""
+    place: Where | None = None
+    row: Row = {}
+    text: list[str] = []
+    for where, line in read_lines(path, source.encoding, source.member):
+        opening = _REVIEW.search(line)
+        if opening:
+            if place is not None:
+                bad(DataError(f"{place}: the review that opens here is not closed before line {where.line}"))
+            place, text = where, []
+            row = {key: value for key, value in opening.groupdict().items() if value is not None}
+            line = line[opening.end() :]
+        inner, closing, _ = line.partition("</review>")
+        text.append(inner.strip())
+        if closing and place is not None:
+            yield place, row | {"text": "\n".join(part for part in text if part)}
+            place = None
+    if place is not None:
+        bad(DataError(f"{place}: the review that opens here is never closed: the file is cut"))
+
+
+def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    """Rows of a sheet; empty cells are empty texts, whole numbers lose their ``.0``."""
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # openpyxl raises whatever its zip and XML parsers raise
+        raise DataError(f"{path}: not a readable .xlsx workbook: {error}") from error
+    try:
+        if source.sheet is not None and source.sheet not in book.sheetnames:
+            raise DataError(f"{path}: no sheet {source.sheet!r}; {nearest(source.sheet, book.sheetnames)}")
+        sheet = book[source.sheet or book.sheetnames[0]]
+        header = list(source.columns)
+        for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
+            cells = [_cell(value) for value in values]
+            where = Where(path, number)
+            if not any(cells):
+                continue
+            if not header:
+                header = _header(where, cells)
+            elif row := _row(where, header, cells, bad):
+                yield where, row
+    finally:
+        book.close()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _folders(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    """A folder per label, a file per text: ``{label, name, text}``."""
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a folder with a folder per label")
+    for folder in sorted(item for item in path.iterdir() if item.is_dir()):
+        for file in sorted(item for item in folder.iterdir() if item.is_file()):
+            try:
+                text = "".join(line for _, line in read_lines(file, source.encoding))
+            except DataError as error:
+                bad(error)
+                continue
+            yield Where(file), {"label": folder.name, "name": file.name, "text": text.strip()}
+
+
+READERS: dict[str, Reader] = {
+    "csv": _csv,
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "reviews": _reviews,
+    "xlsx": _xlsx,
+    "folders": _folders,
+}
+TABLES: Iterable[str] = ("csv", "tsv", "jsonl", "json", "xlsx")

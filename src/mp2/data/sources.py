@@ -1,0 +1,176 @@
+"""From a catalogue task to the rows of its splits: which files are there and who gets which row.
+
+Interprets the ``data:`` section of a task file. Splits of one layout are disjoint by a hash of the group key,
+which needs no second pass and gives the same parts on every machine. Rendering, checks and caches come later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from mp2.data.readers import OnBad, Row, Rows, read_rows
+from mp2.errors import DataError, nearest
+from mp2.tasks.source import DataSource, FileSource, Layout, SplitSource
+from mp2.tasks.spec import TaskSpec
+
+
+def has(task: TaskSpec, root: Path) -> bool:
+    """Whether all files of one of the task's layouts lie under the root."""
+    return task.data is not None and _complete(task.data, root) is not None
+
+
+def missing(task: TaskSpec, root: Path) -> str | None:
+    """One line that says what to put where, or None if the task's rows are there."""
+    if task.data is None:
+        return f"{task.name}: the task file says nothing of data files"
+    if _complete(task.data, root) is not None:
+        return None
+    absent = [
+        " or ".join(path for file in task.data.files[name] for path in file.path)
+        for name in _names(task.data.layouts[0])
+        if _locate(task.data, name, root) is None
+    ]
+    folder = _folder(task.data, root)
+    hub = f" (hub: {task.data.hub})" if task.data.hub else ""
+    return f"{task.name}: put {', '.join(absent)} into {folder}; from {task.data.source}{hub}"
+
+
+def layout(task: TaskSpec, root: Path) -> Layout:
+    """The first layout of which all files are there.
+
+    Raises:
+        DataError: No layout is complete; the message says what to put where.
+    """
+    found = _complete(task.data, root) if task.data is not None else None
+    if found is None:
+        raise DataError(missing(task, root) or f"{task.name}: no data")
+    return found
+
+
+def files(task: TaskSpec, root: Path) -> tuple[Path, ...]:
+    """The files that the task's splits are read from, in the order of the layout."""
+    data = _data(task)
+    located = (_locate(data, name, root) for name in _names(layout(task, root)))
+    return tuple(dict.fromkeys(place[0] for place in located if place is not None))
+
+
+def read_split(
+    task: TaskSpec,
+    split: str,
+    root: Path,
+    *,
+    on_bad: OnBad | None = None,
+    left_out: Counter[str] | None = None,
+) -> Rows:
+    """Rows of one split, streamed.
+
+    Args:
+        task: A catalogue task, or one with a ``data:`` section of its own.
+        split: ``train``, ``dev``, ``pool`` or ``test``.
+        root: Folder that holds the data sets' folders.
+        on_bad: Is given each row that cannot be read; without it the error is raised.
+        left_out: Counts by reason the rows that the task file leaves out on purpose.
+
+    Raises:
+        DataError: The data are not there, the split is unknown, or a file or row cannot be read.
+    """
+    data, splits = _data(task), layout(task, root).splits
+    source = next((item for name, item in splits.items() if name == split), None)
+    if source is None:
+        raise DataError(f"task {task.name}: no split {split!r}; {nearest(split, splits)}")
+    excluded = {
+        _digest(_inputs(task, row)) for name in source.exclude for _, row in _file_rows(data, name, root)
+    }
+    tally = Counter[str]() if left_out is None else left_out
+    rows = chain.from_iterable(_file_rows(data, name, root, on_bad, tally) for name in source.files)
+    return _select(task, source, excluded, rows, tally)
+
+
+def group_key(task: TaskSpec, row: Row) -> str:
+    """What rows of one document share: the ``group_by`` columns, or the row's inputs."""
+    if task.data is None or not task.data.group_by:
+        return _inputs(task, row)
+    return "\x1f".join(str(row.get(column, "")) for column in task.data.group_by)
+
+
+def position(key: str) -> float:
+    """Place of a key in [0, 1): a hash of its text without white space, the same on every machine."""
+    return int.from_bytes(_digest(key), "big") / 2**64
+
+
+def _select(
+    task: TaskSpec, source: SplitSource, excluded: set[bytes], rows: Rows, left_out: Counter[str]
+) -> Rows:
+    low, high = source.fraction
+    seen: set[bytes] = set()
+    for where, row in rows:
+        if (low, high) != (0.0, 1.0) and not low <= position(group_key(task, row)) < high:
+            continue
+        if source.exclude or source.distinct:
+            digest = _digest(_inputs(task, row))
+            if digest in excluded:
+                left_out[f"in {' or '.join(source.exclude)}"] += 1
+                continue
+            if source.distinct and digest in seen:
+                left_out["repeated"] += 1
+                continue
+            seen.add(digest)
+        yield where, row
+
+
+def _file_rows(
+    data: DataSource,
+    name: str,
+    root: Path,
+    on_bad: OnBad | None = None,
+    left_out: Counter[str] | None = None,
+) -> Rows:
+    place = _locate(data, name, root)
+    if place is None:
+        raise DataError(f"{_folder(data, root)}: the file {name!r} is not there")
+    return read_rows(place[0], place[1], on_bad=on_bad, left_out=left_out)
+
+
+def _inputs(task: TaskSpec, row: Row) -> str:
+    return "\x1f".join(str(row.get(task.column(field), "")) for field in task.template_fields)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b("".join(text.split()).encode(), digest_size=8).digest()
+
+
+def _data(task: TaskSpec) -> DataSource:
+    if task.data is None:
+        raise DataError(f"{task.name}: the task file says nothing of data files")
+    return task.data
+
+
+def _names(layout: Layout) -> Iterator[str]:
+    """Names of the files of a layout, each once, in order of the splits."""
+    named = (name for split in layout.splits.values() for name in (*split.files, *split.exclude))
+    return iter(dict.fromkeys(named))
+
+
+def _complete(data: DataSource, root: Path) -> Layout | None:
+    return next(
+        (item for item in data.layouts if all(_locate(data, name, root) for name in _names(item))), None
+    )
+
+
+def _locate(data: DataSource, name: str, root: Path) -> tuple[Path, FileSource] | None:
+    """The first of a file's alternatives that exists, plain or gzipped."""
+    for source in data.files[name]:
+        for folder in data.folder:
+            for path in source.path:
+                for candidate in (root / folder / path, root / folder / f"{path}.gz"):
+                    if candidate.exists():
+                        return candidate, source
+    return None
+
+
+def _folder(data: DataSource, root: Path) -> Path:
+    return next((root / name for name in data.folder if (root / name).is_dir()), root / data.folder[0])

@@ -1,0 +1,92 @@
+"""Tasks from plain tables, and the doubts that are handed back to the user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mp2.errors import TaskError
+from mp2.tasks import catalogue
+from mp2.tasks.infer import dump_task, infer_task
+from mp2.tasks.render import render
+from mp2.tasks.spec import parse_task
+
+Rows = list[dict[str, Any]]
+
+
+def rows(columns: str, *values: tuple[Any, ...]) -> Rows:
+    return [dict(zip(columns.split(","), value, strict=True)) for value in values]
+
+
+CASES: list[tuple[Rows, str, dict[str, Any]]] = [
+    (rows("text,label", ("a", "物流"), ("b", "退款")), "classification", {"labels": ("物流", "退款")}),
+    (rows("Text ,LABEL", ("a", "物流"), ("b", "退款")), "classification", {"label": "LABEL"}),
+    (rows("文本,标签", ("a", "差评"), ("b", "好评")), "classification", {"labels": ("负面", "正面")}),
+    (
+        rows("content,sentiment", ("a", "Positive"), ("b", "negative"), ("c", "neutral")),
+        "classification",
+        {"labels": ("负面", "中性", "正面")},
+    ),
+    (rows("label,review", (1, "a"), (0.0, "b")), "classification", {"coding": {"0": "负面", "1": "正面"}}),
+    (rows("sentence1,sentence2,label", ("a", "b", 0), ("c", "d", 1)), "pair", {"labels": ("矛盾", "相似")}),
+    (
+        rows("premise,hypothesis,label", ("a", "b", "entailment"), ("c", "d", "neutral")),
+        "pair",
+        {"labels": ("蕴含", "中立"), "coding": {"entailment": "蕴含", "neutral": "中立"}},
+    ),
+    (rows("sentence,target", ("东航起飞", "东航")), "extraction", {"fields": {"context": "sentence"}}),
+    (rows("context,question,answer", ("东航", "谁？", "东航")), "reading", {"no_answer": False}),
+    (rows("文章,问题,答案", ("东航", "谁？", "东航"), ("东航", "啥？", "")), "reading", {"no_answer": True}),
+    (
+        rows("question,option_a,option_b,answer", ("谁？", "甲", "乙", "A")),
+        "choice",
+        {"options": ("option_a", "option_b"), "label": "answer"},
+    ),
+    (
+        rows("context,question,options,label", ("文", "谁？", ["甲", "乙"], 1)),
+        "choice",
+        {"options": "options"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "family", "facts"), CASES)
+def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[str, Any]) -> None:
+    task = infer_task(table, "My Table 2")
+    assert (task.name, task.family) == ("my-table-2", family)
+    for key, value in facts.items():
+        assert getattr(task, key) == value
+    for row in table:
+        assert render(task, row).labelled
+    assert parse_task(dump_task(task)) == task
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (rows("tweet,polarity", ("a", "b")), "cannot tell the task from the columns 'tweet', 'polarity'"),
+        ([], r"the columns \(none\)"),
+        (rows("text,label", ("a", 0), ("b", 1)), "the labels 0, 1 are numbers, and the model reads words"),
+        (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
+        (rows("text,label", ("a", "x" * 50), ("b", "y")), "looks like a text, not like a label"),
+    ],
+)
+def test_doubts_are_not_guessed_away(table: Rows, says: str) -> None:
+    with pytest.raises(TaskError, match=says):
+        infer_task(table, "t")
+
+
+def test_label_order_does_not_depend_on_the_rows() -> None:
+    table = rows("text,label", ("a", "物流"), ("b", "退款"), ("c", "账号"))
+    assert infer_task(table, "t") == infer_task(table[::-1], "t")
+
+
+def test_a_name_without_latin_letters_becomes_a_valid_one() -> None:
+    assert infer_task(CASES[0][0], "工单").name == "task"
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_every_catalogue_task_survives_a_round_trip(name: str) -> None:
+    task = catalogue.get(name)
+    assert parse_task(dump_task(task)) == task
