@@ -144,7 +144,7 @@ class BackboneRun:
     def loss(self, batch: Any) -> tuple[Tensor, int, int]:
         """Summed loss over the rows of one batch of one objective."""
         if isinstance(batch[0], Window):
-            rows = [Encoded((w,), len(w.options), _right(w)) for w in batch]
+            rows = [Encoded((w,), len(w.options), right_option(w)) for w in batch]
             joined = collate(rows, pad_id=self.pad_id).to(self.device)
             losses, known = row_losses(self.model(joined), joined)
             return losses.sum(), int(known.sum()), joined.ids.numel()
@@ -157,11 +157,12 @@ class BackboneRun:
         return losses * len(ids), len(ids), ids.numel()
 
 
-def _right(window: Window) -> int | None:
+def right_option(window: Window) -> int | None:
+    """Index of the option that is the gold span; None for a row without options."""
     return next((index for index, first, last in window.options if (first, last) == window.gold), None)
 
 
-class _Batches:
+class Batches:
     """The mixture as a source: hands its rows on and keeps its state."""
 
     def __init__(self, mixture: Mixture) -> None:
@@ -171,9 +172,11 @@ class _Batches:
         return next(self.mixture)[1]
 
     def state_dict(self) -> dict[str, Any]:
+        """Where the mixture is."""
         return self.mixture.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where it was."""
         self.mixture.load_state_dict(state)
 
 
@@ -216,7 +219,7 @@ def pretrain_backbone(
     )
     begin = time.time()
     progress = Trainer(
-        run.groups(), _Batches(mixture), run.loss, config.loop, folder=folder, device=device, title="step 1"
+        run.groups(), Batches(mixture), run.loss, config.loop, folder=folder, device=device, title="step 1"
     ).fit()
     with whole_folder(folder / "encoder", replace=True) as aside:
         save_encoder(aside, run.encoder, tokenizer, run.model.head)

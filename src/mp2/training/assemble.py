@@ -1,0 +1,71 @@
+"""Puts an encoder and the banks trained on it together as a base that can be shipped, with its model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mp2.errors import CheckpointError
+from mp2.model.checkpoint import Base, TrainedBank, load_bank, write_manifest
+from mp2.runtime import whole_folder, write_whole
+
+
+def assemble(
+    name: str, encoder: Path, banks: Sequence[Path], out: Path, *, notes: str = "", replace: bool = False
+) -> Base:
+    """Write a base folder: encoder, banks, manifest with hashes, model card.
+
+    Args:
+        name: Name of the base.
+        encoder: Encoder folder (step 1 or 1b).
+        banks: Bank folders; every bank must belong to this encoder.
+        out: Folder to write.
+        notes: Prose of the model card; the tables of the runs are added below it.
+        replace: Whether an existing folder is replaced.
+
+    Raises:
+        CheckpointError: A bank belongs to another encoder, or the folder exists.
+    """
+    bare = Base(encoder)
+    loaded = [load_bank(folder) for folder in banks]
+    for folder, bank in zip(banks, loaded, strict=True):
+        if bank.base != bare.fingerprint:
+            raise CheckpointError(
+                f"{folder}: belongs to encoder {bank.base}, not to {encoder} ({bare.fingerprint})"
+            )
+    training = encoder / "training.json"
+    history = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
+    try:
+        with whole_folder(out, replace=replace) as aside:
+            shutil.copytree(encoder, aside / "encoder")
+            for bank in loaded:
+                bank.save(aside / "banks" / bank.name)
+            write_manifest(aside, name, [bank.name for bank in loaded], encoder_fingerprint=bare.fingerprint)
+            write_whole(aside / "README.md", f"# {name}\n\n{notes.strip()}\n\n{_tables(history, loaded)}\n")
+    except FileExistsError:
+        raise CheckpointError(f"{out}: exists already; choose another folder or replace it") from None
+    return Base(out)
+
+
+def _tables(history: dict[str, Any], banks: Sequence[TrainedBank]) -> str:
+    """Runs and dev scores, from the facts that each run wrote itself."""
+    lines = ["## Runs", "", "| part | steps | tokens | minutes | dev mean |", "|---|---|---|---|---|"]
+    runs = [("encoder, last run", history), *((f"bank `{bank.name}`", bank.facts) for bank in banks)]
+    for title, facts in runs:
+        dev = facts.get("dev", {}).get("score")
+        lines.append(
+            f"| {title} | {facts.get('steps', 0):,} | {facts.get('tokens', 0):,} |"
+            f" {facts.get('seconds', 0) / 60:.1f} | {'' if dev is None else f'{dev:.3f}'} |"
+        )
+    columns = {title: facts["dev"] for title, facts in runs if facts.get("dev")}
+    tasks = [key for key in next(iter(columns.values()), {}) if key not in ("step", "score")]
+    lines += ["", "## Dev score of every upstream task (64 rows each)", ""]
+    lines += [f"| task | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {task} | {' | '.join(f'{dev[task]:.3f}' if task in dev else '' for dev in columns.values())} |"
+        for task in tasks
+    ]
+    return "\n".join(lines)
