@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -105,10 +106,43 @@ def seed_everything(seed: int) -> None:
 
 
 def default_device() -> str:
-    """``cuda`` where there is a card, else ``cpu``."""
+    """``cuda`` where there is a card, else ``cpu``; for one of several processes, its own card.
+
+    A process that ``accelerate launch`` or ``torchrun`` started beside others joins them here.
+    """
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        device = str(PartialState(cpu=not torch.cuda.is_available()).device)
+        atexit.register(_leave)
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; ``(0, 1)`` for a process on its own."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    import torch.distributed
+
+    if rank_and_world()[1] > 1:
+        torch.distributed.barrier()
 
 
 def version_facts() -> dict[str, str]:

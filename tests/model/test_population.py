@@ -114,6 +114,26 @@ def test_shallow_banks_in_encoders_of_any_depth(injection: Injection, layers: in
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+@pytest.mark.parametrize("few", [True, False])
+def test_few_and_many_picked_tokens_take_different_ways_to_the_same_logits(
+    model: MRCModel, injection: Injection, few: bool
+) -> None:
+    batch, candidates = _batch(), _prompts(3, seed=8)
+    wanted = batch.mask.clone()
+    if few:
+        wanted[:] = False
+        wanted[:, 3] = True
+    population = Population(model, batch, LENGTH, wanted, injection)
+    assert population._absorbs(LAYERS - 1) == few
+    population.begin(1, candidates[:1])
+    whole = torch.cat([candidates[:1].expand(3, -1, -1, -1)[:, :1], candidates[:, 1:]], dim=1)
+    expected = _plain(model, batch, whole, injection)
+    found = population(candidates[:, 1:])
+    torch.testing.assert_close(found[:, wanted], expected[:, wanted], atol=1e-5, rtol=1e-5)
+
+
 def _electra() -> Any:
     return ElectraModel(ElectraConfig(embedding_size=16, **_SHAPE))
 

@@ -129,8 +129,8 @@ model = net()
 config = LoopConfig(40, warmup=5, schedule="cosine", save_every=3, log_every=1)
 run = trainer(model, config, Path(sys.argv[1]))
 if sys.argv[2] == "slow":
-    step = run._one_step
-    run._one_step = lambda progress: (step(progress), time.sleep(0.05))
+    step = run.one_step
+    run.one_step = lambda: (step(), time.sleep(0.05))
 run.fit()
 """
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mp2.data.encode import Encoded
+from mp2.data.encode import Encoded, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,11 @@ class MRCBatch:
         no_answer: ``(B, 2)`` span of the words that mean "no answer"; -1 where there are none.
         gold: ``(G, 3)`` window, first and last token of gold spans; a row may have several or none.
         answer: ``(R,)`` index of the right option; -1 where unknown or for span tasks.
+        asked: ``(B, W)`` tokens that decide between options, the first and last of each; -1 fills up. W is 0
+            where a window has no options, so that all its tokens decide.
         rows: R.
+        known: How many rows have a gold answer; known without asking the device.
+        full: Whether no window is padded; likewise.
     """
 
     ids: Tensor
@@ -46,12 +51,19 @@ class MRCBatch:
     no_answer: Tensor
     gold: Tensor
     answer: Tensor
+    asked: Tensor
     rows: int
+    known: int
+    full: bool
 
     def to(self, device: torch.device | str) -> MRCBatch:
         """The same batch on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in every.items() if isinstance(value, Tensor)}
+        if torch.device(device).type == "cuda":  # only from pinned memory does a copy not hold up the host
+            tensors = {name: t if t.is_cuda else t.pin_memory() for name, t in tensors.items()}
+        moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def tokens(self) -> int:
@@ -95,8 +107,19 @@ def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id
         no_answer=torch.tensor([window.no_answer or nowhere for _, window in windows]).reshape(-1, 2),
         gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),
         answer=torch.tensor([-1 if row.answer is None else row.answer for row in rows], dtype=torch.long),
+        asked=_asked([window for _, window in windows]),
         rows=len(rows),
+        known=len({windows[b][0] for b, _, _ in gold}),
+        full=bool(mask.all()),
     )
+
+
+def _asked(windows: Sequence[Window]) -> Tensor:
+    """``(B, W)`` first and last tokens of each window's options, -1 beyond; W = 0 where one has none."""
+    found = [sorted({t for _, *span in window.options for t in span}) for window in windows]
+    width = max(map(len, found)) if all(found) else 0
+    filled = [(tokens + [-1] * width)[:width] for tokens in found]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(found), width)
 
 
 def row_tokens(row: Encoded) -> int:

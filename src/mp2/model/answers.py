@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +60,8 @@ def answer_rows(
         rows: Encoded rows.
         contexts: Context text of each row (used by span tasks).
         options: Option texts of each row (empty for span tasks).
-        prompts: ``(N, L, P, H)`` composed prompts, or None.
+        prompts: ``(N, L, P, H)`` composed prompts, or what :meth:`Backbone.prefix_states` made of them; or
+            None.
         which: Prompt (and head) of each row, or one index for all.
         injection: How prompts enter a layer.
         heads: Span heads of the N tasks; the model's own for all when None.
@@ -71,9 +72,17 @@ def answer_rows(
     device = next(model.parameters()).device
     chosen = [which] * len(rows) if isinstance(which, int) else list(which)
     answers: list[Answer | None] = [None] * len(rows)
-    for group in length_batches([row_tokens(row) for row in rows], tokens=tokens):
-        batch = collate([rows[i] for i in group], [chosen[i] for i in group]).to(device)
-        logits = model(batch, prompts, injection, heads)
+    for group in _groups(rows, tokens):
+        used = sorted({chosen[i] for i in group})
+        place = {index: n for n, index in enumerate(used)}
+        batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)
+        logits = model(
+            batch,
+            prompts if prompts is None or len(used) == len(prompts) else prompts[used],
+            injection,
+            heads and (heads[0][used], heads[1][used]),
+            options_only=True,
+        )
         found = read_answers(
             logits,
             batch,
@@ -85,6 +94,14 @@ def answer_rows(
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer
     return [answer for answer in answers if answer is not None]
+
+
+def _groups(rows: Sequence[Encoded], tokens: int) -> Iterator[list[int]]:
+    """Batches of rows by length; rows with options apart, since few of their tokens have to be read."""
+    for kind in (True, False):
+        members = [i for i, row in enumerate(rows) if (row.n_options > 0) is kind]
+        for group in length_batches([row_tokens(rows[i]) for i in members], tokens=tokens):
+            yield [members[i] for i in group]
 
 
 def read_answers(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 
 NAME = "mp2_prefix"
@@ -24,7 +24,8 @@ class Prefix:
     """Prompts of one layer, for a batch of B windows.
 
     Attributes:
-        prompts: ``(R, P, H)`` prompts of the R distinct tasks of the batch.
+        prompts: ``(R, P, H)`` prompts of the R distinct tasks of the batch, or what :func:`project` made of
+            them, ``(R, 2, heads, P, head size)``.
         rows: ``(B,)`` which of the R prompts each window uses; None when R is 1.
     """
 
@@ -32,10 +33,10 @@ class Prefix:
     rows: Tensor | None
 
 
-def _heads(module: Any, linear: nn.Module, prompts: Tensor) -> Tensor:
-    """Project ``(R, P, H)`` prompts and split heads: ``(R, heads, P, head size)``."""
-    projected: Tensor = linear(prompts)
-    return projected.view(*prompts.shape[:2], -1, module.attention_head_size).transpose(1, 2)
+def project(module: Any, prompts: Tensor) -> Tensor:
+    """Keys and values that a layer makes of prompts: ``(..., P, H)`` to ``(..., 2, heads, P, head size)``."""
+    both = torch.stack([module.key(prompts), module.value(prompts)], dim=-3)
+    return both.unflatten(-1, (-1, module.attention_head_size)).transpose(-3, -2)
 
 
 def prefix_attention(
@@ -53,24 +54,21 @@ def prefix_attention(
 
     Args:
         module: The layer's self-attention, whose ``key`` and ``value`` project the prompt.
-        query: ``(B, heads, T, head size)``; ``key`` and ``value`` alike.
-        key: See ``query``.
-        value: See ``query``.
+        query: ``(B, heads, Q, head size)``; Q is T, or fewer where few tokens are asked for.
+        key: ``(B, heads, T, head size)``; ``value`` alike.
+        value: See ``key``.
         attention_mask: ``(B, 1, 1, P + T)`` bool or additive, the prefix already in it; None for all.
         scaling: Factor of the logits, 1/sqrt(head size) when None.
         dropout: Dropout of the attention probabilities.
         prefix: The prompt of this layer, or None.
 
     Returns:
-        ``(B, T, heads, head size)`` and None (no weights are kept).
+        ``(B, Q, heads, head size)`` and None (no weights are kept).
     """
     if prefix is not None:
-        keys = _heads(module, module.key, prefix.prompts)
-        values = _heads(module, module.value, prefix.prompts)
-        if prefix.rows is None:
-            keys, values = (x.expand(len(query), -1, -1, -1) for x in (keys, values))
-        else:
-            keys, values = keys[prefix.rows], values[prefix.rows]
+        both = prefix.prompts if prefix.prompts.dim() == 5 else project(module, prefix.prompts)
+        both = both.expand(len(key), -1, -1, -1, -1) if prefix.rows is None else both[prefix.rows]
+        keys, values = both.unbind(1)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling

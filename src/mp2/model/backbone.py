@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from transformers.utils import logging as transformers_logging
 
 from mp2.errors import CheckpointError
-from mp2.model.attention import NAME, Prefix
+from mp2.model.attention import NAME, Prefix, prefix_attention, project
 from mp2.model.bank import Injection
 
 CPT_PREFIX = "model.encoder."
@@ -30,7 +30,8 @@ class Prompts:
     """Composed prompts of one forward: ``values (R, L or 1, P, H)`` and which row uses which.
 
     Args:
-        values: Prompts of R distinct tasks; one layer for shallow banks, every layer for deep ones.
+        values: Prompts of R distinct tasks; one layer for shallow banks, every layer for deep ones. For
+            ``prefix`` also what :meth:`Backbone.prefix_states` made of them.
         rows: ``(B,)`` index into R of each window; None when R is 1.
         injection: How they enter a layer.
     """
@@ -43,13 +44,13 @@ class Prompts:
         self.injection = injection
 
     def layer(self, index: int) -> Tensor | None:
-        """``(R, P, H)`` prompt of a layer, or None."""
+        """``(R, P, H)`` prompt of a layer (or its keys and values), or None."""
         return self.values[:, index] if index < self.values.shape[1] else None
 
     @property
     def length(self) -> int:
         """P."""
-        return self.values.shape[2]
+        return self.values.shape[-2]
 
     def per_window(self, prompt: Tensor, windows: int) -> Tensor:
         """``(R, P, H)`` to ``(B, P, H)``."""
@@ -97,22 +98,51 @@ class Backbone(nn.Module):
         hidden: Tensor = self.embeddings(input_ids=ids, token_type_ids=torch.full_like(ids, self.token_type))
         return hidden if self.project is None else self.project(hidden)
 
-    def forward(self, ids: Tensor, mask: Tensor, prompts: Prompts | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        prompts: Prompts | None = None,
+        *,
+        picks: Tensor | None = None,
+        full: bool | None = None,
+    ) -> Tensor:
         """Last hidden states of the text tokens.
 
         Args:
             ids: ``(B, T)``.
             mask: ``(B, T)`` bool, True on real tokens.
             prompts: Composed prompts, or None for the bare encoder.
+            picks: ``(B, W)`` tokens whose states are wanted; all of them when None.
+            full: Whether no row is padded; found out from the mask when None.
 
         Returns:
-            ``(B, T, H)``; prompt slots of ``add`` are removed, so spans mean the same for any injection.
+            ``(B, T, H)``, or ``(B, W, H)``; prompt slots of ``add`` are removed, so spans mean the same for
+            any injection.
         """
         if prompts is None or prompts.injection == "prefix":
-            return self.run(self.embed(ids), mask, prompts)
+            return self.run(self.embed(ids), mask, prompts, picks=picks, full=full)
         ids, mask = self.with_slots(ids, mask, prompts.length)
-        hidden = self.run(self.embed(ids), mask, prompts)
+        if picks is not None:
+            picks = torch.where(picks > 0, picks + prompts.length, picks)
+        hidden = self.run(self.embed(ids), mask, prompts, picks=picks, full=full)
+        if picks is not None:
+            return hidden
         return torch.cat([hidden[:, :1], hidden[:, 1 + prompts.length :]], dim=1)
+
+    def prefix_states(self, prompts: Tensor) -> Tensor:
+        """Prefix prompts of every layer as the keys and values that the layers would make of them.
+
+        What is asked often is projected once: composed prompts of a served task, or of an evaluation.
+
+        Args:
+            prompts: ``(R, L, P, H)``.
+
+        Returns:
+            ``(R, L, 2, heads, P, head size)``.
+        """
+        layers = zip(self.layers, prompts.unbind(1), strict=True)
+        return torch.stack([project(layer.attention.self, one) for layer, one in layers], dim=1)
 
     def with_slots(self, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Insert ``length`` placeholder tokens after [CLS]."""
@@ -128,6 +158,8 @@ class Backbone(nn.Module):
         *,
         start: int = 0,
         stop: int | None = None,
+        picks: Tensor | None = None,
+        full: bool | None = None,
     ) -> Tensor:
         """Layers ``start`` to ``stop`` (exclusive) from hidden states at the input of ``start``.
 
@@ -137,8 +169,12 @@ class Backbone(nn.Module):
             prompts: Composed prompts or None.
             start: First layer to run.
             stop: Layer before which to stop; all layers when None.
+            picks: ``(B, W)`` tokens that the last layer is asked for; all of them when None.
+            full: Whether no row is padded; found out from the mask when None.
         """
-        plain = None if bool(mask.all()) else mask[:, None, None, :]
+        if full is None:
+            full = bool(mask.all())
+        plain = None if full else mask[:, None, None, :]
         for index in range(start, self.depth if stop is None else stop):
             prompt = prompts.layer(index) if prompts is not None else None
             extra: dict[str, Any] = {}
@@ -152,8 +188,30 @@ class Backbone(nn.Module):
                     added = prompts.per_window(prompt, len(hidden))
                     slots = hidden[:, 1 : 1 + prompts.length] + added
                     hidden = torch.cat([hidden[:, :1], slots, hidden[:, 1 + prompts.length :]], dim=1)
+            if picks is not None and index == self.depth - 1:
+                return self._picked(hidden, keys, picks, **extra)
             hidden = self._call(index, hidden, keys, extra)
         return hidden
+
+    def _picked(
+        self, hidden: Tensor, mask: Tensor | None, picks: Tensor, prefix: Prefix | None = None
+    ) -> Tensor:
+        """The last layer for picked tokens: all tokens give keys and values, only these ask.
+
+        The layer is Hugging Face's own; its parts are called one by one. States ``(B, W, H)``.
+        """
+        layer: Any = self.layers[-1]
+        module = layer.attention.self
+        asking = hidden.gather(1, picks[..., None].expand(-1, -1, hidden.shape[-1]))
+        query, key, value = (
+            part(states).unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2)
+            for part, states in ((module.query, asking), (module.key, hidden), (module.value, hidden))
+        )
+        dropout = module.dropout.p if module.training else 0.0
+        attended, _ = prefix_attention(module, query, key, value, mask, dropout=dropout, prefix=prefix)
+        middle = layer.attention.output(attended.flatten(2), asking)
+        output: Tensor = layer.output(layer.intermediate(middle), middle)
+        return output
 
     def _call(self, index: int, hidden: Tensor, mask: Tensor | None, extra: dict[str, Any]) -> Tensor:
         layer = self.layers[index]

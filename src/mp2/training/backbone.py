@@ -83,7 +83,8 @@ class MaskedHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """``(N, H)`` states at masked positions to ``(N, V)`` logits."""
         hidden = self.norm(F.gelu(self.dense(hidden)))
-        return F.linear(hidden, self._words[0].weight, self.bias)
+        # words have unit scale (start_as_matching), so logits are scaled like attention's
+        return F.linear(hidden * hidden.shape[-1] ** -0.5, self._words[0].weight, self.bias)
 
 
 class BackboneRun:
@@ -123,8 +124,7 @@ class BackboneRun:
             add_pooling_layer=False,
         )
         if embeddings is not None:
-            with torch.no_grad():
-                self.encoder.embeddings.word_embeddings.weight.copy_(torch.from_numpy(embeddings))
+            start_as_matching(self.encoder, embeddings)
         self.encoder.to(device)
         self.model = MRCModel(Backbone(self.encoder), SpanHead(s.hidden).to(device))
         self.masked = MaskedHead(s.hidden, self.encoder.embeddings.word_embeddings).to(device)
@@ -155,6 +155,30 @@ class BackboneRun:
         chosen = labels >= 0
         losses = F.cross_entropy(self.masked(hidden[chosen]), labels[chosen])
         return losses * len(ids), len(ids), ids.numel()
+
+
+@torch.no_grad()
+def start_as_matching(encoder: BertModel, embeddings: np.ndarray[Any, Any]) -> None:
+    """Start an encoder as one that compares words by meaning.
+
+    Word embeddings are co-occurrence statistics at unit scale. In every layer queries and keys share one
+    random rotation, values and output are the identity: a token attends to tokens that mean the same and adds
+    them to itself. From a random start, an encoder of this size stays at chance on every task with options
+    for thousands of steps (docs/decisions/0005): it must find this product of option and text first.
+
+    Args:
+        encoder: A fresh encoder; changed in place.
+        embeddings: ``(V, H)``.
+    """
+    words = encoder.embeddings.word_embeddings.weight
+    words.copy_(torch.from_numpy(embeddings / embeddings.std()))
+    for layer in encoder.encoder.layer:
+        attention = layer.attention
+        rotation, _ = torch.linalg.qr(torch.randn_like(attention.self.query.weight))
+        attention.self.query.weight.copy_(rotation)
+        attention.self.key.weight.copy_(rotation)
+        attention.self.value.weight.copy_(torch.eye(len(rotation)))
+        attention.output.dense.weight.copy_(torch.eye(len(rotation)))
 
 
 def right_option(window: Window) -> int | None:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.runtime import whole_folder, write_json
+from mp2.runtime import rank_and_world, whole_folder, write_json
 from mp2.training.progress import Progress
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -152,22 +152,27 @@ class Trainer:
             fused=True,
         )
         self.state = Progressed()
-        self._window: dict[str, float] = {}
+        self._end = math.inf
+        self._unread: list[Tensor] = []  # rows, summed loss, tokens and time-outs of steps not yet reported
+        # a card works on while the host prepares the next steps; asking it for a number would stop both
+        self.lazy = torch.device(device).type != "cpu"
 
     def fit(self) -> Progressed:
         """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder."""
         if self.folder is not None:
             self.resume()
-        begin = time.monotonic()
-        done_before = self.state.seconds
-        with Progress(self.title, self.config.steps, self.state.step, self.folder) as progress:
+        main = rank_and_world()[0] == 0
+        self._end = time.monotonic() + self.config.minutes * 60 if self.config.minutes else math.inf
+        begin = time.monotonic() - self.state.seconds
+        title, folder = (self.title, self.folder) if main else ("", None)
+        with Progress(title, self.config.steps, self.state.step, folder) as progress:
             while self.state.step < self.config.steps:
-                self._one_step(progress)
-                self.state.seconds = done_before + time.monotonic() - begin
+                self.one_step()
+                self.state.seconds = time.monotonic() - begin
+                out_of_time = self._report(progress)
                 last = self.state.step == self.config.steps
                 if self._due(self.config.eval_every) or (last and self.evaluate is not None):
                     self._evaluate(progress)
-                out_of_time = 0 < self.config.minutes * 60 < time.monotonic() - begin
                 if self.folder is not None and (self._due(self.config.save_every) or last or out_of_time):
                     self.save()
                 if out_of_time:
@@ -177,46 +182,65 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
 
-    def _one_step(self, progress: Progress) -> None:
+    def one_step(self) -> None:
+        """One optimiser step; ``fit`` is what runs, reports and saves them."""
         rows = tokens = 0
-        total = 0.0
+        total = torch.zeros((), device=next(iter(self.parameters.values())).device)
         for _ in range(self.config.accumulate):
             with self._autocast():
                 loss, count, seen = self.loss(next(self.source))
             if count:
                 loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
+                total = total + loss.detach()
             rows, tokens = rows + count, tokens + seen
-        rows, total, tokens = self._reduce(rows, total, tokens)
-        rates = self._set_rates()
+        counts = self._reduce(rows, total, tokens)
+        self._set_rates()
         for group in self.groups:
             grads = [p.grad for p in group.parameters.values() if p.grad is not None]
-            torch._foreach_div_(grads, max(rows, 1))
+            torch._foreach_div_(grads, counts[0].clamp_min(1))
             if self.config.clip and grads:
                 nn.utils.clip_grad_norm_(group.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.state.step += 1
-        self.state.tokens += tokens
-        progress.step(self.state.step, total / max(rows, 1), tokens)
-        if self.state.step % self.config.log_every == 0:
-            progress.log(
-                self.state.step, {"loss": progress.mean_loss(), "tokens": self.state.tokens, **rates}
-            )
+        self._unread.append(counts)
+
+    def _report(self, progress: Progress) -> bool:
+        """Tell the progress of the steps since the last report, when one is due; says whether time is up."""
+        step, c = self.state.step, self.config
+        due = step == c.steps or any(self._due(every) for every in (c.log_every, c.eval_every, c.save_every))
+        if self.lazy and not due and not c.minutes:
+            return False
+        found = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for at, (rows, total, tokens, _) in enumerate(found, start=step - len(found) + 1):
+            self.state.tokens += round(tokens)
+            progress.step(at, total / max(rows, 1), round(tokens))
+        if self._due(c.log_every):
+            values = {"loss": progress.mean_loss(), "tokens": self.state.tokens, **self._rates(step - 1)}
+            progress.log(step, values)
+        return bool(found[-1][3])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
             return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
         return nullcontext()
 
-    def _reduce(self, rows: int, total: float, tokens: int) -> tuple[int, float, int]:
-        """Sum gradients and counts over processes: one all-reduce of one flat buffer."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return rows, total, tokens
-        parameters = [p for group in self.groups for p in group.parameters.values()]
+    def _reduce(self, rows: int, total: Tensor, tokens: int) -> Tensor:
+        """Sum gradients and counts over processes: one all-reduce of one flat buffer.
+
+        Returns:
+            ``(4,)``: rows, summed loss, tokens, and how many processes are out of time.
+        """
+        late = time.monotonic() > self._end
+        counts = torch.stack(
+            [total if x is None else total.new_full((), x) for x in (rows, None, tokens, late)]
+        )
+        if rank_and_world()[1] == 1:
+            return counts
+        parameters = list(self.parameters.values())
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        counts = torch.tensor([rows, total, tokens], dtype=torch.float32, device=parameters[0].device)
         flat = torch.cat([p.grad.reshape(-1).float() for p in parameters if p.grad is not None] + [counts])
         torch.distributed.all_reduce(flat)
         offset = 0
@@ -224,14 +248,16 @@ class Trainer:
             assert p.grad is not None
             p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
             offset += p.numel()
-        rows_, total_, tokens_ = flat[offset:].tolist()
-        return round(rows_), total_, round(tokens_)
+        return flat[offset:]
 
-    def _set_rates(self) -> dict[str, float]:
-        factor = lr_factor(self.state.step, self.config)
-        for group, torch_group in zip(self.groups, self.optimiser.param_groups, strict=True):
-            torch_group["lr"] = group.lr * factor
+    def _rates(self, step: int) -> dict[str, float]:
+        factor = lr_factor(step, self.config)
         return {f"lr/{group.name}": group.lr * factor for group in self.groups}
+
+    def _set_rates(self) -> None:
+        rates = self._rates(self.state.step)
+        for group, torch_group in zip(self.groups, self.optimiser.param_groups, strict=True):
+            torch_group["lr"] = rates[f"lr/{group.name}"]
 
     def _evaluate(self, progress: Progress) -> None:
         if self.evaluate is None:
@@ -249,7 +275,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint whole or not at all, then prune the oldest."""
-        if self.folder is None or not _is_main():
+        if self.folder is None or rank_and_world()[0] > 0:
             return
         tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
@@ -331,11 +357,6 @@ def only_trainable(module: nn.Module, groups: Sequence[Group]) -> None:
     chosen = {id(p) for group in groups for p in group.parameters.values()}
     for p in module.parameters():
         p.requires_grad_(id(p) in chosen)
-
-
-def _is_main() -> bool:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not ready or torch.distributed.get_rank() == 0
 
 
 def _jsonable(value: Any) -> Any:

@@ -10,6 +10,7 @@ Loading it on another base or bank is refused with both names.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from mp2.errors import CheckpointError, Where
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.checkpoint import Base, read_json, read_tensors
+from mp2.model.low_rank import add_pairs
 from mp2.model.mrc import SpanHead
+from mp2.model.probe import ProbeHead
 from mp2.model.router import router_weights
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
@@ -39,7 +42,8 @@ class Adapter:
         base: Name of the base it was tuned on; ``base_fingerprint`` is the hash of its weights.
         bank: Name of the bank, or None; ``bank_fingerprint`` likewise.
         injection: How its prompts enter a layer.
-        tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*``; ``backbone.*``.
+        tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*`` or ``probe.*``; ``backbone.*``;
+            low-rank updates ``lora.*``.
         facts: Seed, scores, curve, seconds, versions.
     """
 
@@ -114,13 +118,13 @@ class Composed:
 
     Attributes:
         prompts: ``(L, P, H)``, or None.
-        head: Span head.
-        backbone: The encoder: the base's own, or the adapter's (model tuning).
+        head: Span head, or a classifier in its place.
+        backbone: The encoder: the base's own, or the adapter's (model tuning, low-rank tuning).
         injection: How the prompts enter a layer.
     """
 
     prompts: Tensor | None
-    head: SpanHead
+    head: SpanHead | ProbeHead
     backbone: Backbone
     injection: Injection
 
@@ -137,7 +141,8 @@ def compose(adapter: Adapter, base: Base) -> Composed:
             f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint})"
         )
     tensors = {key: value.to(base.device) for key, value in adapter.tensors.items()}
-    head, prompts = base.head, tensors.get("prompts")
+    head: SpanHead | ProbeHead = base.head
+    prompts = tensors.get("prompts")
     if adapter.bank is not None:
         bank = base.bank(adapter.bank)
         if bank.fingerprint != adapter.bank_fingerprint:
@@ -149,14 +154,22 @@ def compose(adapter: Adapter, base: Base) -> Composed:
         if "router" in tensors:
             with torch.no_grad():
                 prompts = bank.bank.compose(router_weights(tensors["router"][None], bank.routing))[0]
-    if "head.weight" in tensors:
+    if "probe.weight" in tensors:
+        classes, hidden = tensors["probe.weight"].shape
+        head = ProbeHead(hidden, classes).requires_grad_(False).to(base.device)
+        head.load_state_dict(_under(tensors, "probe."))
+    elif "head.weight" in tensors:
         head = copy.deepcopy(head)
         head.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
     backbone = base.backbone
-    own = {
-        key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")
-    }
-    if own:
+    if own := _under(tensors, "backbone."):
         backbone = copy.deepcopy(backbone)
         backbone.load_state_dict(own)
+    if pairs := _under(tensors, "lora."):
+        backbone = copy.deepcopy(backbone)
+        add_pairs(backbone, pairs)
     return Composed(prompts, head, backbone, adapter.injection)
+
+
+def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

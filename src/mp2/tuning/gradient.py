@@ -99,8 +99,7 @@ class Best:
         """Keep the state if it is better; says whether it was."""
         if (score_, -loss) <= self.key:
             return False
-        groups = dict.fromkeys(group for s in state.method.stages for group in s.groups)
-        self.key, self.stage, self.snapshot = (score_, -loss), stage, state.snapshot(tuple(groups))
+        self.key, self.stage, self.snapshot = (score_, -loss), stage, state.snapshot(state.method.groups)
         return True
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mp2.errors import ConfigError, nearest
-from mp2.tuning.stages import Bayes, Cma, Gradient, Stage
+from mp2.tuning.stages import Bayes, Cma, Contrastive, Gradient, GroupName, Probe, Stage
 
 Start = Literal["bank", "random", "vocabulary", "projection"]
+Holds = Literal["prompts", "encoder", "skills"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Method:
         name: Name on the command line.
         version: Raised when a published row changes.
         bank: Name of the pre-trained bank it starts from, or None.
+        holds: What that bank holds: ``prompts``; another ``encoder``; or Poly's ``skills``.
         fresh: Shape of a bank made on the spot: ``deep``, ``shallow`` or None.
         start: How a fresh bank begins: ``random``, from a ``vocabulary`` sample, or as a random frozen
             ``projection`` of an intrinsic vector.
@@ -31,8 +33,19 @@ class Method:
     bank: str | None = None
     fresh: Literal["deep", "shallow"] | None = None
     start: Start = "bank"
+    holds: Holds = "prompts"
     version: int = 1
     about: str = ""
+
+    @property
+    def groups(self) -> tuple[GroupName, ...]:
+        """Every group that a stage moves, in order."""
+        return tuple(dict.fromkeys(group for stage in self.stages for group in stage.groups))
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it works only for tasks whose rows all have the same options."""
+        return "probe" in self.groups
 
     def router_only(self) -> Method:
         """The same row, stopped after stage I."""
@@ -44,9 +57,9 @@ class Method:
         )
 
 
-_ROUTER = Gradient({"router": 0.1}, steps=40, eval_every=10)
-_PROMPTS = Gradient({"prompts": 1e-2, "head": 1e-3}, steps=40, eval_every=5)
-_SINGLE = Gradient({"prompts": 1e-2, "head": 1e-3}, steps=80, eval_every=5)
+_ROUTER = Gradient({"router": 0.3}, steps=16, eval_every=4)
+_PROMPTS = Gradient({"prompts": 0.05, "head": 0.01}, steps=16, eval_every=4)
+_SINGLE = Gradient({"prompts": 0.05, "head": 0.01}, steps=32, eval_every=4)
 
 _DEEP = Method(
     "mp2-deep-gd", (_ROUTER, _PROMPTS), bank="deep", about="deep MP2, router then prompts, gradient"
@@ -110,6 +123,16 @@ _RELEASED = (
         about="shallow MP2 without gradients, as the released code does it",
     ),
 )
+_POLY = Method(
+    "poly",
+    (
+        Gradient({"router": 0.1}, steps=40, eval_every=10),
+        Gradient({"lora": 1e-3, "head": 1e-3}, eval_every=5),
+    ),
+    bank="poly",
+    holds="skills",
+    about="low-rank skills trained on the same tasks, mixed by a router (PEFT)",
+)
 _BBT = Cma(calls=8000, sigma=(1.0, 1.0))
 
 METHODS: dict[str, Method] = {
@@ -167,6 +190,24 @@ METHODS: dict[str, Method] = {
             "model-tuning",
             (Gradient({"backbone": 1e-4, "head": 1e-3}, steps=40, eval_every=5),),
             about="all weights of the encoder move",
+        ),
+        Method(
+            "multi-task-model-tuning",
+            (Gradient({"backbone": 1e-4, "head": 1e-3}, steps=40, eval_every=5),),
+            bank="multitask",
+            holds="encoder",
+            about="all weights move, from an encoder trained with all weights on the same tasks",
+        ),
+        Method(
+            "lora",
+            (Gradient({"lora": 1e-3, "head": 1e-3}, steps=80, eval_every=5),),
+            about="low-rank updates of the attention (PEFT)",
+        ),
+        _POLY,
+        _POLY.router_only(),
+        Method("linear-probing", (Probe(),), about="a logistic classifier on frozen states"),
+        Method(
+            "setfit", (Contrastive(), Probe()), about="contrastive tuning of the encoder, then a classifier"
         ),
     )
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mp2.data.readers import read_table
-from mp2.errors import DataError
+from mp2.errors import DataError, TaskError
 from mp2.tasks import catalogue
 from mp2.tasks.infer import infer_task
 from mp2.tasks.render import MRCExample, render
@@ -35,7 +35,10 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
     if isinstance(task, str):
         task = load_task(task) if Path(task).suffix in (".yaml", ".yml") else catalogue.get(task)
     if task is None:
-        task = infer_task([row for _, row in located], path.stem)
+        try:
+            task = infer_task([row for _, row in located], path.stem)
+        except TaskError as error:
+            raise TaskError(f"{path}: {error}") from error
     return task, [render(task, row, where=where) for where, row in located]
 
 

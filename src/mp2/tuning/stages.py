@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-GroupName = Literal["backbone", "head", "prompts", "z", "router"]
+GroupName = Literal["backbone", "head", "prompts", "z", "router", "lora", "probe"]
 # option: cross-entropy over the options; span: over all tokens (paper); hinge: margin between options;
 # metric: minus the task's metric
 SearchLoss = Literal["option", "span", "hinge", "metric"]
@@ -98,7 +98,39 @@ class Cma:
     groups: tuple[GroupName, ...] = ("z",)
 
 
-Stage = Gradient | Bayes | Cma
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A linear classifier fitted on frozen states; the dev set chooses the regularisation.
+
+    Attributes:
+        strengths: Weights of the squared norm to try.
+    """
+
+    strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    groups: tuple[GroupName, ...] = ("probe",)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrastive:
+    """SetFit's first step: the encoder learns to pull rows of one label together.
+
+    Attributes:
+        lr: Learning rate of the encoder.
+        steps: Optimiser steps.
+        rows: Rows per step at most.
+        eval_every: Steps between scores on the dev set, for which a classifier is fitted.
+        strength: Regularisation of that classifier.
+    """
+
+    lr: float = 1e-4
+    steps: int = 40
+    rows: int = 64
+    eval_every: int = 5
+    strength: float = 0.1
+    groups: tuple[GroupName, ...] = ("backbone", "probe")
+
+
+Stage = Gradient | Bayes | Cma | Probe | Contrastive
 
 
 @dataclass(slots=True)

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mp2.errors import ConfigError
+from mp2.model.backbone import Backbone
 from mp2.model.bank import BankConfig, Injection, PromptBank
 from mp2.model.checkpoint import Base, TrainedBank
-from mp2.model.mrc import MRCModel
+from mp2.model.low_rank import LowRank
+from mp2.model.mrc import MRCModel, SpanHead
+from mp2.model.probe import ProbeHead
 from mp2.model.router import Routing, router_weights
 from mp2.tuning.methods import Method
+from mp2.tuning.parts import load_encoder, load_skills_of
 from mp2.tuning.stages import GroupName
 
 FRESH_MODULES = 8
@@ -28,17 +32,21 @@ class TaskState:
         base: The frozen encoder.
         method: The row of the methods table.
         seed: Seed of fresh parameters.
+        classes: Labels of the task; for methods with a classifier.
     """
 
-    def __init__(self, base: Base, method: Method, seed: int) -> None:
+    def __init__(self, base: Base, method: Method, seed: int, classes: int = 0) -> None:
         self.base, self.method = base, method
         generator = torch.Generator().manual_seed(seed)
-        self.source: TrainedBank | None = base.bank(method.bank) if method.bank else None
+        held = method.bank if method.holds == "prompts" else None
+        self.source: TrainedBank | None = base.bank(held) if held else None
         self.routing = self.source.routing if self.source else Routing()
         self.bank = self._bank(generator)
-        self.head = copy.deepcopy(self.source.head if self.source else base.head).requires_grad_(False)
-        moves = {group for stage in method.stages for group in stage.groups}
-        backbone = copy.deepcopy(base.backbone) if "backbone" in moves else base.backbone
+        self.low_rank: LowRank | None = None
+        backbone, head = self._encoder(seed)
+        if method.needs_labels:
+            head = ProbeHead(base.backbone.hidden_size, classes)
+        self.head: SpanHead | ProbeHead = head.requires_grad_(False)
         self.model = MRCModel(backbone, self.head).to(base.device)
         self.router: nn.Parameter | None = None
         if self.bank is not None:
@@ -50,6 +58,25 @@ class TaskState:
         if method.start == "projection":
             self.fuse()
 
+    def _encoder(self, seed: int) -> tuple[Backbone, SpanHead]:
+        """The encoder and its head: copies of one's own as far as something of them moves."""
+        base, method = self.base, self.method
+        if method.holds == "encoder" and method.bank:
+            return load_encoder(base, method.bank)
+        head = copy.deepcopy(self.source.head if self.source else base.head)
+        skills = load_skills_of(base, method.bank) if method.holds == "skills" and method.bank else None
+        if skills is None and "lora" not in method.groups:
+            own = copy.deepcopy(base.backbone) if "backbone" in method.groups else base.backbone
+            return own, head
+        backbone = copy.deepcopy(base.backbone)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # PEFT draws from the global generator
+            self.low_rank = LowRank(backbone, skills.config if skills else None)
+        if skills is not None:
+            self.low_rank.load_pairs(skills)
+            head = copy.deepcopy(skills.head)
+        return backbone, head
+
     def _bank(self, generator: torch.Generator) -> PromptBank | None:
         if self.source is not None:
             return self.source.bank.materialised()
@@ -60,7 +87,7 @@ class TaskState:
         if self.method.start == "projection":
             shape = (backbone.depth if deep else 1, 1, FRESH_LENGTH, backbone.hidden_size, FRESH_INTRINSIC)
             return PromptBank(BankConfig(*shape, "add"))
-        modules = FRESH_MODULES if any("router" in stage.groups for stage in self.method.stages) else 1
+        modules = FRESH_MODULES if "router" in self.method.groups else 1
         injection: Injection = "prefix" if deep else "add"
         config = BankConfig(
             backbone.depth if deep else 1, modules, FRESH_LENGTH, backbone.hidden_size, 0, injection
@@ -79,13 +106,17 @@ class TaskState:
 
     def parameters(self, group: GroupName) -> dict[str, nn.Parameter]:
         """Parameters of a group, by name."""
+        if group == "router" and self.low_rank is not None:
+            return self.low_rank.routers()
+        if group == "lora":
+            return self.low_rank.pairs() if self.low_rank is not None else {}
         if group == "router":
             return {"logits": self.router} if self.router is not None else {}
         if group == "prompts":
             return {"prompts": self.bank.prompts} if self.bank is not None else {}
         if group == "z":
             return {"fused": self.z} if self.z is not None else {}
-        if group == "head":
+        if group == ("probe" if isinstance(self.head, ProbeHead) else "head"):
             return dict(self.head.named_parameters())
         if group == "backbone":
             return dict(self.model.backbone.named_parameters())
@@ -123,7 +154,7 @@ class TaskState:
         """Intrinsic vectors ``(n, J, d)`` of the layers from ``layer`` on to prompts ``(n, J, P, H)``."""
         c = self.projector.config
         flat = torch.einsum("njd,jdq->njq", z, self.projector.A[layer : layer + z.shape[1]])
-        return flat.unflatten(-1, (c.length, c.hidden))
+        return flat.view(*z.shape[:2], c.length, c.hidden)
 
     @torch.no_grad()
     def fuse(self) -> None:
@@ -154,7 +185,7 @@ class TaskState:
     @property
     def tuned_parameters(self) -> int:
         """How many numbers the method may change."""
-        groups = dict.fromkeys(group for stage in self.method.stages for group in stage.groups)
+        groups = self.method.groups
         numbers = sum(p.numel() for group in groups if group != "z" for p in self.parameters(group).values())
         if "z" in groups:
             numbers += self.projector.config.layers * self.projector.config.intrinsic

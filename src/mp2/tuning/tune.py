@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from mp2.tuning.adapter import Adapter
 from mp2.tuning.blackbox import run_blackbox
 from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches, run_gradient
 from mp2.tuning.methods import Method
+from mp2.tuning.probing import run_contrastive, run_probe
 from mp2.tuning.random_projection import draw_projection
 from mp2.tuning.search_run import SearchRun
 from mp2.tuning.search_state import SearchFolder
-from mp2.tuning.stages import Cma, Gradient
+from mp2.tuning.stages import Bayes, Cma, Contrastive, Gradient, GroupName, Probe
 from mp2.tuning.state import TaskState
 
 Record = Callable[[dict[str, float]], None]
@@ -67,9 +68,14 @@ def tune(
     for name, rows in (("train", train), ("dev", dev)):
         if not rows:
             raise ConfigError(f"task {task.name}: the {name} set is empty")
+    if method.needs_labels and not task.labels:
+        raise ConfigError(
+            f"method {method.name}: task {task.name} ({task.family}) has no fixed labels; it is for tasks of"
+            " family 'classification' or 'pair'"
+        )
     begin = time.monotonic()
     seed_everything(seed)
-    state = TaskState(base, method, seed)
+    state = TaskState(base, method, seed, classes=len(task.labels))
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
     shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev, reserve)
     if method.start == "projection":
@@ -89,13 +95,10 @@ def tune(
     if run is not None:
         facts["curve"] += run.curve
     try:
-        _run_stages(state, task, shots, dev_shots, best, record, run)
+        _run_stages(state, task, shots, dev_shots, best, record, run, seed)
     except SearchError as error:
         state.restore(best.snapshot)
         raise SearchError(str(error), _adapter(state, task, best, facts, begin, run)) from error
-    finally:
-        if run is not None and run.folder is not None:
-            run.folder.close()
     return _adapter(state, task, best, facts, begin, run)
 
 
@@ -107,11 +110,16 @@ def _run_stages(
     best: Best,
     record: Record,
     run: SearchRun | None,
+    seed: int,
 ) -> None:
     """All stages in turn; each starts from the best moment so far, and the state ends there."""
     for index, stage in enumerate(state.method.stages):
         if isinstance(stage, Gradient):
             run_gradient(state, stage, index, task, shots, dev_shots, best, record)
+        elif isinstance(stage, Probe):
+            run_probe(state, stage, index, task, shots, dev_shots, best, record)
+        elif isinstance(stage, Contrastive):
+            run_contrastive(state, stage, index, task, shots, dev_shots, best, record, seed=seed)
         else:
             assert run is not None
             if not run_blackbox(run, stage, index):
@@ -133,7 +141,7 @@ def _search_run(
 ) -> SearchRun | None:
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
     method, base = state.method, state.base
-    if all(isinstance(stage, Gradient) for stage in method.stages):
+    if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
         return None
     if any(isinstance(stage, Cma) for stage in method.stages):
         _ = state.projector  # a bank that cannot be searched is refused before anything is spent
@@ -192,9 +200,7 @@ def _adapter(
             tensors["prompts"] = composed.detach()[0].clone()
         if state.source is not None:  # for people: no answer needs it beside composed prompts
             facts = facts | {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
-    for group in ("head", "backbone"):
-        if group in moved:
-            tensors |= state.snapshot((group,))
+    tensors |= _weights(state, moved)
     source = state.source
     return Adapter(
         task,
@@ -207,3 +213,19 @@ def _adapter(
         tensors,
         facts,
     )
+
+
+def _weights(state: TaskState, moved: Collection[GroupName]) -> dict[str, torch.Tensor]:
+    """Weights of encoder and head that are not the base's (or the bank's) own."""
+    other = state.method.holds != "prompts"
+    groups: list[GroupName] = []
+    if state.method.needs_labels:
+        groups.append("probe")
+    elif other or "head" in moved:
+        groups.append("head")
+    if state.low_rank is None and (state.method.holds == "encoder" or "backbone" in moved):
+        groups.append("backbone")
+    tensors = state.snapshot(groups)
+    if state.low_rank is not None:
+        tensors |= {f"lora.{name}": value for name, value in state.low_rank.collapsed().items()}
+    return tensors

@@ -1,0 +1,299 @@
+"""What is timed: each cell sets rivals up on the same rows and returns what each of them runs.
+
+Rivals: ``mp2``; ``bare``, the frozen encoder alone over the same number of real tokens without padding, forward,
+and backward to its input where something is trained: the limit; ``released``, see ``released.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from released import ReleasedBatch, ReleasedModel, answers, train_step
+from released import batches as released_batches
+from workload import SIZES, Shape, random_encoder, shapes, tokens_of
+
+from mp2.data.encode import Encoded
+from mp2.data.sampling import MultiTaskSampler
+from mp2.model.answers import answer_rows
+from mp2.model.checkpoint import Base
+from mp2.model.spans import row_losses
+from mp2.training.loop import Group, LoopConfig, Trainer
+from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
+from mp2.tuning.gradient import Shots, micro_batches
+from mp2.tuning.methods import METHODS
+from mp2.tuning.objective import Objective
+from mp2.tuning.state import TaskState
+
+ROWS, TOKENS = 32, 6144
+POOL = 64 * ROWS
+FOREVER = 1 << 40
+Runs = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A size, its base and how much to run.
+
+    Attributes:
+        size: Name of the size.
+        base: Random base of that size.
+        tasks: Tasks of a cell, spread over all lengths.
+        bands: Batches per task, spread over its lengths.
+        released: Whether to run the released way.
+        precision: fp32 or bf16; the released way is always fp32.
+        seed: Seed of rows.
+    """
+
+    size: str
+    base: Base
+    tasks: int = 6
+    bands: int = 4
+    released: bool = True
+    precision: str = "fp32"
+    seed: int = 0
+    bare: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        encoder = random_encoder(SIZES[self.size]).to(self.base.device).eval().requires_grad_(False)
+        object.__setattr__(self, "bare", encoder)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The same numbers for every cell."""
+        return np.random.default_rng(self.seed)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where asked for."""
+        if self.precision == "bf16":
+            return torch.autocast(torch.device(self.base.device).type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def released_model(self, tasks: int, *, multiplied: bool = False) -> ReleasedModel:
+        """A fresh model of the released way."""
+        encoder = random_encoder(SIZES[self.size], dropout=0.1)
+        return ReleasedModel(encoder, tasks, multiplied=multiplied).to(self.base.device)
+
+    def bare_pass(self, rows: int, tokens: int, *, backward: bool) -> None:
+        """The encoder over ``rows`` rows of equal length, about ``tokens`` tokens in all."""
+        length = max(1, round(tokens / rows))
+        ids = torch.full((rows, length), 7, device=self.base.device)
+        with torch.no_grad():
+            embedded = self.bare.embeddings(input_ids=ids)
+        with torch.set_grad_enabled(backward), self.autocast():
+            hidden = embedded.requires_grad_(backward)
+            for layer in self.bare.encoder.layer:
+                hidden = layer(hidden)
+        if backward:
+            hidden.backward(torch.ones_like(hidden))
+
+
+def _sampled(bench: Bench, shape: Shape) -> list[list[Encoded]]:
+    """Batches as the sampler makes them from a large split, ``bands`` of them spread over the lengths."""
+    rng = bench.rng
+    lengths = shape.draw(POOL, rng)
+    sampler = MultiTaskSampler([lengths], rows=ROWS, tokens=TOKENS, seed=bench.seed)
+    plan, left = [], len(lengths)
+    while left > 0:
+        plan.append(next(sampler)[1])
+        left -= len(plan[-1])
+    plan.sort(key=lambda batch: int(lengths[batch].sum()) / len(batch))
+    chosen = [plan[int((i + 0.5) * len(plan) / bench.bands)] for i in range(bench.bands)]
+    vocabulary = SIZES[bench.size].vocabulary
+    return [shape.rows(lengths[batch], rng, vocabulary) for batch in chosen]
+
+
+class _Split(list[Encoded]):
+    """Rows in memory, in the form of a prepared split."""
+
+    def take(self, indices: Sequence[int]) -> list[Encoded]:
+        """Rows at indices."""
+        return [self[i] for i in indices]
+
+
+class _Cycle:
+    """The same batches again and again, as a source of the loop."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items, self.at = items, -1
+
+    def __next__(self) -> Any:
+        self.at = (self.at + 1) % len(self.items)
+        return self.items[self.at]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+def pretrain_step(bench: Bench) -> tuple[Runs, int, int]:
+    """Step 2: tasks with their routers, forward, backward, optimiser."""
+    batches = [_sampled(bench, shape) for shape in shapes(bench.tasks)]
+    rows = [[row for batch in task for row in batch] for task in batches]
+    tasks = {
+        str(i): SimpleNamespace(split=lambda name, r=r: _Split(r if name == "train" else ()))
+        for i, r in enumerate(rows)
+    }
+    run = MultiTaskRun(bench.base, tasks, MultiTaskConfig(tokens=TOKENS))
+    items, counts = [], []
+    for task, its in enumerate(batches):
+        at = 0
+        for batch in its:
+            items.append((task, range(at, at + len(batch))))
+            counts.append((len(batch), tokens_of(batch)))
+            at += len(batch)
+    config = LoopConfig(FOREVER, precision=bench.precision)
+    trainer = Trainer(run.groups(), _Cycle(items), run.loss, config, device=bench.base.device)
+    runs: Runs = {
+        "mp2": lambda: [trainer.one_step() for _ in items],
+        "bare": lambda: [bench.bare_pass(*count, backward=True) for count in counts],
+    }
+    if bench.released:
+        model = bench.released_model(len(rows)).train()
+        optimisers = model.optimisers((5e-4, 1e-4))
+        theirs = [
+            (task, batch) for task, its in enumerate(rows) for batch in released_batches(its, bench.rng)
+        ]
+        runs["released"] = lambda: [
+            train_step(model, optimisers, ReleasedBatch(batch, bench.base.device), task)
+            for task, batch in theirs
+        ]
+    return runs, sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+
+def _shots(bench: Bench, shape: Shape) -> list[Encoded]:
+    rng = bench.rng
+    return shape.rows(shape.draw(ROWS, rng), rng, SIZES[bench.size].vocabulary)
+
+
+def _with_options(bench: Bench) -> list[Shape]:
+    """Tasks with options, spread over the lengths."""
+    every = [shape for shape in shapes() if shape.options]
+    count = max(1, bench.tasks // 2)
+    return [every[int((i + 0.5) * len(every) / count)] for i in range(count)]
+
+
+def _stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: Sequence[Encoded]) -> Trainer:
+    """A stage of few-shot tuning, as ``run_gradient`` runs it."""
+    groups = [Group(name, state.parameters(name), rate, weight_decay=0.0) for name, rate in lr.items()]
+    for group in groups:
+        for parameter in group.parameters.values():
+            parameter.requires_grad_(True)
+    batches = micro_batches(rows, 0, bench.base.device)
+
+    def loss(batch: Any) -> tuple[torch.Tensor, int, int]:
+        logits = state.model.eval()(batch, state.prompts(), state.injection, options_only=True)
+        return row_losses(logits, batch, "option")[0].sum(), batch.known, batch.ids.numel()
+
+    config = LoopConfig(FOREVER, accumulate=len(batches), precision=bench.precision)
+    return Trainer(groups, _Cycle(batches), loss, config, device=bench.base.device)
+
+
+def fewshot_step(bench: Bench) -> tuple[Runs, int, int]:
+    """Few-shot tuning: one step of stage I and one of stage II on the 32 rows of each task."""
+    sets = [_shots(bench, shape) for shape in _with_options(bench)]
+    method = METHODS["mp2-deep-gd"]
+    trainers = []
+    for rows in sets:
+        for stage in method.stages:
+            trainers.append(_stage_trainer(bench, TaskState(bench.base, method, 0), stage.lr, rows))
+    runs: Runs = {
+        "mp2": lambda: [trainer.one_step() for trainer in trainers],
+        "bare": lambda: [bench.bare_pass(ROWS, tokens_of(s), backward=True) for s in sets for _ in range(2)],
+    }
+    if bench.released:
+        models = [bench.released_model(1, multiplied=True).eval() for _ in sets]
+        pairs = [(model, model.optimisers((3e-3, 2e-5))) for model in models]
+        theirs = [ReleasedBatch(rows, bench.base.device) for rows in sets]
+        runs["released"] = lambda: [
+            train_step(model, optimisers, batch)
+            for (model, optimisers), batch in zip(pairs, theirs, strict=True)
+            for _ in range(2)
+        ]
+    return runs, 2 * ROWS * len(sets), 2 * sum(map(tokens_of, sets))
+
+
+def _answer(bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which: Any = 0) -> object:
+    options = [[str(i) for i in range(row.n_options)] for row in rows]
+    contexts = ["字" * 600] * len(rows)
+    with bench.autocast():
+        return answer_rows(bench.base.model(), rows, contexts, options, prompts, which)
+
+
+@torch.no_grad()
+def evaluation(bench: Bench) -> tuple[Runs, int, int]:
+    """Answers of many rows, task by task."""
+    rng, vocabulary = bench.rng, SIZES[bench.size].vocabulary
+    sets = [
+        shape.rows(shape.draw(ROWS * 2 * bench.bands, rng), rng, vocabulary) for shape in shapes(bench.tasks)
+    ]
+    run = MultiTaskRun(bench.base, {"0": SimpleNamespace(split=lambda name: _Split())}, MultiTaskConfig())
+    prompts = run.prompts([0], sample=False)
+    assert prompts is not None
+    runs: Runs = {
+        "mp2": lambda: [_answer(bench, rows, prompts) for rows in sets],
+        "bare": lambda: [
+            bench.bare_pass(ROWS, tokens_of(rows[at : at + ROWS]), backward=False)
+            for rows in sets
+            for at in range(0, len(rows), ROWS)
+        ],
+    }
+    if bench.released:
+        model = bench.released_model(len(sets)).eval()
+        theirs = [(task, batch) for task, rows in enumerate(sets) for batch in released_batches(rows, rng)]
+        runs["released"] = lambda: [
+            answers(model, ReleasedBatch(batch, bench.base.device), task) for task, batch in theirs
+        ]
+    return runs, sum(map(len, sets)), sum(map(tokens_of, sets))
+
+
+@torch.no_grad()
+def mixed_tasks(bench: Bench, count: int = 256) -> tuple[Runs, int, int]:
+    """``count`` rows of as many tasks in one call, against the same rows of one task."""
+    shape = _with_options(bench)[-1]
+    rng = bench.rng
+    rows = shape.rows(shape.draw(count, rng), rng, SIZES[bench.size].vocabulary)
+    hidden = bench.base.backbone.hidden_size
+    prompts = torch.randn(count, bench.base.backbone.depth, 16, hidden, device=bench.base.device)
+    states = bench.base.backbone.prefix_states(prompts)  # served tasks are composed and projected once
+    runs: Runs = {
+        "mp2": lambda: _answer(bench, rows, states, list(range(count))),
+        "single": lambda: _answer(bench, rows, states[:1]),
+        "projected each time": lambda: _answer(bench, rows, prompts, list(range(count))),
+    }
+    return runs, count, tokens_of(rows)
+
+
+def blackbox(bench: Bench, candidates: int = 20) -> tuple[Runs, int, int]:
+    """Losses of a population of routers on 32 rows."""
+    rows = _shots(bench, _with_options(bench)[0])
+    state = TaskState(bench.base, METHODS["mp2-deep-bb"], 0)
+    objective = Objective(state, Shots([], rows), SimpleNamespace(name="invented", metric="accuracy"))
+    assert state.bank is not None
+    c = state.bank.config
+    found = np.random.default_rng(1).normal(size=(candidates, c.layers * c.modules))
+    runs: Runs = {
+        "mp2": lambda: objective(found),
+        "bare": lambda: [bench.bare_pass(ROWS, tokens_of(rows), backward=False) for _ in range(candidates)],
+    }
+    if bench.released:
+        model = bench.released_model(1).eval()
+        batch = ReleasedBatch(rows, bench.base.device)
+        runs["released"] = lambda: [answers(model, batch) for _ in range(candidates)]
+    return runs, candidates * len(rows), candidates * tokens_of(rows)
+
+
+CELLS: dict[str, Callable[[Bench], tuple[Runs, int, int]]] = {
+    "pretrain_step": pretrain_step,
+    "fewshot_step": fewshot_step,
+    "evaluation": evaluation,
+    "blackbox": blackbox,
+    "mixed_tasks": mixed_tasks,
+}

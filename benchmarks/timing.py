@@ -1,0 +1,106 @@
+"""Interleaved timing: rivals take turns in every round, so that a slow minute hits them all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+Runs = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Seconds of each rival in each round, for the same work.
+
+    Attributes:
+        seconds: Rival -> seconds per round.
+        samples: Rows of one round.
+        tokens: Real tokens of one round.
+    """
+
+    seconds: dict[str, list[float]]
+    samples: int
+    tokens: int
+
+    def median(self, name: str) -> float:
+        """Seconds of a rival."""
+        return median(self.seconds[name])
+
+    def ratio(self, rival: str, ours: str = "mp2") -> tuple[float, float, float]:
+        """How many times faster than a rival: median, lowest and highest over the rounds."""
+        ratios = [b / a for a, b in zip(self.seconds[ours], self.seconds[rival], strict=True)]
+        return median(ratios), min(ratios), max(ratios)
+
+
+def interleave(
+    runs: Runs,
+    *,
+    samples: int,
+    tokens: int,
+    budget: float,
+    least: int = 3,
+    most: int = 9,
+    device: str = "cpu",
+) -> Timed:
+    """Run every rival once to warm up, then in turns until the budget is spent.
+
+    Args:
+        runs: Rival -> what to time; each does the same work.
+        samples: Rows of one run.
+        tokens: Real tokens of one run.
+        budget: Seconds to spend after the warm-up.
+        least: Rounds at least.
+        most: Rounds at most.
+        device: Where it runs; a card is waited for before the clock is read.
+    """
+    for run in runs.values():
+        _seconds(run, device)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    begin = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - begin > budget:
+            break
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds[name].append(_seconds(runs[name], device))
+    return Timed(seconds, samples, tokens)
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    on_card = torch.device(device).type == "cuda"
+    if on_card:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    run()
+    if on_card:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def matrix_rate(device: str, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """FLOP per second of a large matrix product: the best the machine does."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = [_seconds(lambda: a @ a, device) for _ in range(12)]
+    return 2 * size**3 / min(times)
+
+
+def machine(device: str) -> dict[str, object]:
+    """What ran it."""
+    facts: dict[str, object] = {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "gflops": round(matrix_rate(device) / 1e9),
+    }
+    if torch.device(device).type == "cuda":
+        facts["card"] = torch.cuda.get_device_name()
+        facts["tflops_bf16"] = round(matrix_rate(device, torch.bfloat16, 8192) / 1e12)
+    return facts

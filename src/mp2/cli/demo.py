@@ -1,0 +1,120 @@
+"""``mp2 demo``: four small tasks, each learned from 32 rows written for this project."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mp2.model.checkpoint import Base
+    from mp2.serving.predictor import Predictor
+    from mp2.tuning.methods import Method
+
+TASKS = {
+    "gym-reviews": "reviews of gyms and classes: good or bad",
+    "support-tickets": "what a customer writes about: 物流, 退款, 账号, 故障",
+    "question-pairs": "do two questions ask the same",
+    "find-target": "the product, shop or place a sentence is about",
+}
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def demo(
+    model: Annotated[str | None, typer.Option(help="Base folder; the shipped model by default.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method; see 'mp2 methods'.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+) -> None:
+    """Adapt the shipped model to four tasks of four kinds from 32 rows each, in about a minute."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mp2.model.checkpoint import load_base
+    from mp2.serving.predictor import Predictor
+    from mp2.tuning.methods import DEFAULT_METHOD, get_method
+
+    begin = time.monotonic()
+    base = load_base(model)
+    predictor = Predictor(base)
+    row = get_method(method or DEFAULT_METHOD)
+    weights = sum(parameter.numel() for parameter in base.backbone.parameters())
+    print(f"base {base.name}: a frozen encoder of {weights / 1e6:.1f} million weights and its prompts")
+    print(f"method {row.name}: {row.about}")
+    print("per task 32 rows to learn from, 32 to choose the best moment, 100 to test\n")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "task",
+        "metric",
+        "dev before",
+        "dev after",
+        "test",
+        "seconds",
+        "tuned",
+        "adapter",
+    ):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for name, about in TASKS.items():
+        print(f"{name}: {about}", flush=True)
+        table.add_row(name, *_one(name, base, predictor, row, seed))
+    print()
+    Console(width=100).print(table)
+    print(f"\n{time.monotonic() - begin:.0f} s in all. Every row of the four sets was written for this demo.")
+    if sys.stdin.isatty():
+        _ask(predictor)
+
+
+def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int) -> tuple[str, ...]:
+    """Tune one task, show its curve and two answers, and return its cells of the table."""
+    from mp2.model.checkpoint import ASSETS
+    from mp2.tasks.metrics import score
+    from mp2.tuning.rows import labelled_rows, plain_rows
+    from mp2.tuning.tune import tune
+
+    folder = ASSETS / "demo" / name
+    task, train = labelled_rows(folder / "train.csv", None)
+    dev, test = (labelled_rows(folder / f"{part}.csv", task)[1] for part in ("dev", "test"))
+    curve: list[dict[str, float]] = []
+
+    def show(record: dict[str, float]) -> None:
+        curve.append(record)
+        if sys.stderr.isatty():
+            print(f"\r  dev {_bars(curve)} {record['dev']:.2f}", end="", file=sys.stderr, flush=True)
+
+    adapter = tune(base, task, train, dev, method, seed=seed, progress=show)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    print(f"  dev {_bars(curve)} kept {adapter.facts['dev']:.2f}")
+    predictor.add(name, adapter)
+    found = predictor.predict([(name, row) for row in plain_rows(folder / "test.csv")])
+    for prediction, example in list(zip(found, test, strict=True))[:2]:
+        text = " / ".join(segment.text for segment in example.segments if segment.role != "literal")
+        right = "right" if prediction.answer.text in example.gold_texts else f"not {example.gold_texts[0]}"
+        print(f"  {text[:40]} -> {prediction.answer.text or '(none)'} ({right})")
+    metric = str(task.metric)
+    tested = score(metric, [p.answer.text for p in found], [example.gold_texts for example in test])
+    facts = adapter.facts
+    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    numbers = [f"{value:.2f}" for value in (curve[0]["dev"], facts["dev"], tested)]
+    cells = (f"{facts['seconds']:.1f}", f"{facts['tuned_parameters']:,}", f"{size / 1024:.1f} KiB")
+    return (metric, *numbers, *cells)
+
+
+def _bars(curve: list[dict[str, float]]) -> str:
+    """Dev scores as a row of bars; a line between the stages."""
+    text = ""
+    for before, record in zip([None, *curve], curve, strict=False):
+        text += "|" if before is not None and before["stage"] != record["stage"] else ""
+        text += BARS[min(len(BARS) - 1, int(record["dev"] * len(BARS)))]
+    return text
+
+
+def _ask(predictor: Predictor) -> None:
+    """Answer texts typed by the user, until an empty line."""
+    name = "support-tickets"
+    print(f"\nType a message to a shop's support (task {name}), or just press Enter to leave.")
+    while text := input("> ").strip():
+        (prediction,) = predictor.predict([(name, text)])
+        scores = "  ".join(f"{key} {value:.2f}" for key, value in prediction.as_dict()["scores"].items())
+        print(f"  {prediction.answer.text}   ({scores})")

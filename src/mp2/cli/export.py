@@ -1,0 +1,62 @@
+"""``mp2 export``: adapters for PEFT, for ONNX runtimes and for the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Adapters in other programs' formats.")
+Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Replace = Annotated[bool, typer.Option(help="Replace the folder if it exists.")]
+
+
+@app.command()
+def peft(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder with a deep prompt.")],
+    out: Out,
+    model: Model = None,
+    replace: Replace = False,
+) -> None:
+    """Write a PEFT prefix-tuning folder."""
+    from mp2.export.prefix_tuning import export_peft
+    from mp2.model.checkpoint import load_base
+    from mp2.tuning.adapter import load_adapter
+
+    export_peft(load_adapter(adapter), load_base(model), out, replace=replace)
+    print(f"wrote {out}; its README.md says how PEFT loads it")
+
+
+@app.command()
+def onnx(
+    adapters: Annotated[list[Path], typer.Argument(help="Adapter folders of one base.")],
+    out: Out,
+    model: Model = None,
+    replace: Replace = False,
+) -> None:
+    """Write one ONNX graph of encoder and head, with the prompts of some tasks as its inputs."""
+    from mp2.export.graph import export_onnx
+    from mp2.model.checkpoint import load_base
+    from mp2.tuning.adapter import load_adapter
+
+    named = [(folder.resolve().name, load_adapter(folder)) for folder in adapters]
+    export_onnx(load_base(model), named, out, replace=replace)
+    size = (out / "encoder.onnx").stat().st_size
+    print(f"wrote {out}: encoder.onnx ({size / 2**20:.1f} MiB) and the inputs of {len(named)} tasks")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of an adapter or of a base.")],
+    repository: Annotated[str, typer.Argument(help="USER/NAME on the hub; made when absent.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository can be read by everybody.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; the main one by default.")] = None,
+) -> None:
+    """Upload an adapter or a base to the Hugging Face hub, with a model card."""
+    from mp2.export.hub import push_to_hub
+
+    print(push_to_hub(folder, repository, private=not public, revision=revision))

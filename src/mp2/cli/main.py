@@ -1,0 +1,51 @@
+"""The ``mp2`` command: puts the sub-commands together and turns user errors into exit code 2.
+
+Heavy imports live inside the commands, so that ``mp2 --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mp2.cli import data, evaluate, poly, pretrain, serve, tasks, tune
+from mp2.cli import demo as demo_command
+from mp2.errors import Mp2Error
+
+app = typer.Typer(
+    name="mp2",
+    help="Few-shot Chinese text tasks on a frozen encoder: multi-task pre-trained modular prompts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(tasks.app, name="tasks")
+app.add_typer(data.app, name="data")
+app.command()(tune.tune)
+app.command()(tune.predict)
+app.command()(serve.serve)
+app.command()(serve.key)
+app.command()(pretrain.pretrain_backbone)
+app.command()(pretrain.warm_up)
+app.command()(pretrain.pretrain)
+app.command()(pretrain.pretrain_ppt)
+app.command()(poly.pretrain_poly)
+app.command()(pretrain.assemble)
+app.command()(demo_command.demo)
+app.command()(evaluate.methods)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.report)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except Mp2Error as error:
+        print(f"mp2: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,267 @@
+"""``mp2 pretrain-backbone`` (step 1), ``mp2 warm-up`` (step 1b) and ``mp2 pretrain`` (step 2)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mp2.data.prepare import PreparedTask
+    from mp2.model.checkpoint import Base
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for logs, checkpoints and the result.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]
+Minutes = Annotated[float, typer.Option(help="Stop resumably after this time; 0 for no limit.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32 or bf16.")]
+
+
+def pretrain_backbone(
+    texts: Annotated[list[Path], typer.Argument(help="Text files: .txt, .jsonl, plain or .xz or .gz.")],
+    out: Out,
+    steps: Steps = 10_000,
+    mixture: Annotated[str, typer.Option(help="Objectives and shares: mlm=0.6,cloze=0.4.")] = "mlm=1",
+    layers: Annotated[int, typer.Option(help="Layers of the encoder.")] = 4,
+    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 256,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    positions: Annotated[int, typer.Option(help="Longest input, in tokens.")] = 256,
+    vocabulary: Annotated[int, typer.Option(help="Pieces of the vocabulary.")] = 20_000,
+    tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Warm-up steps.")] = 200,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    minutes: Minutes = 0.0,
+    precision: Precision = "fp32",
+    seed: Seed = 42,
+) -> None:
+    """Train a tokenizer and a small encoder from text files (step 1); resumes by itself."""
+    from mp2.runtime import default_device
+    from mp2.training.backbone import BackboneConfig, EncoderShape, prepare_text
+    from mp2.training.backbone import pretrain_backbone as run
+    from mp2.training.loop import LoopConfig
+
+    loop = LoopConfig(
+        steps,
+        warmup=warmup,
+        schedule="cosine",
+        betas=(0.9, 0.98),
+        save_every=save_every,
+        minutes=minutes,
+        precision=precision,
+    )
+    shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
+    config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed)
+    corpus, tokenizer, embeddings = prepare_text(texts, out, vocabulary, hidden)
+    progress = run(corpus, tokenizer, config, out, embeddings=embeddings, device=default_device())
+    _say(
+        f"step {progress.step}: {progress.tokens:,} tokens in {progress.seconds / 60:.1f} min;"
+        f" {out / 'encoder'}"
+    )
+
+
+def warm_up(
+    encoder: Annotated[Path, typer.Argument(help="Encoder folder of step 1.")],
+    out: Out,
+    suite: Annotated[list[str], typer.Option(help="Suites or tasks to train on.")] = ["pretrain-38"],  # noqa: B006
+    root: Annotated[
+        Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of the prepared data.")] = Path("runs/cache"),
+    steps: Steps = 2000,
+    lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 4e-4,
+    lr_head: Annotated[float, typer.Option(help="Learning rate of the span head.")] = 2e-3,
+    loss: Annotated[Literal["span", "option"], typer.Option(help="Loss of rows with options.")] = "option",
+    rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
+    minutes: Minutes = 0.0,
+    precision: Precision = "fp32",
+    seed: Seed = 42,
+) -> None:
+    """Teach an encoder the reading-comprehension form on upstream tasks with all weights (step 1b)."""
+    from mp2.training.loop import LoopConfig
+    from mp2.training.multitask import MultiTaskConfig
+    from mp2.training.multitask import warm_up as run
+
+    base, tasks = _prepared(encoder, suite, root, cache, 0)
+    loop = LoopConfig(
+        steps,
+        warmup=min(200, steps // 10),
+        schedule="cosine",
+        accumulate=accumulate,
+        save_every=save_every,
+        eval_every=eval_every,
+        minutes=minutes,
+        precision=precision,
+    )
+    config = MultiTaskConfig(
+        "warm-up", None, loss=loss, lr={"backbone": lr, "head": lr_head}, rows=rows, loop=loop, seed=seed
+    )
+    progress = run(base, tasks, config, out)
+    _say(
+        f"step {progress.step}: dev {progress.best:.4f} in {progress.seconds / 60:.1f} min; {out / 'encoder'}"
+    )
+
+
+def pretrain(
+    base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
+    out: Out,
+    suite: Annotated[list[str], typer.Option(help="Suites or tasks to train on.")] = ["pretrain-38"],  # noqa: B006
+    root: Annotated[
+        Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of the prepared data.")] = Path("runs/cache"),
+    name: Annotated[str, typer.Option(help="Name of the bank.")] = "deep",
+    depth: Annotated[Literal["deep", "shallow"], typer.Option(help="deep or shallow.")] = "deep",
+    injection: Annotated[
+        Literal["prefix", "add"], typer.Option(help="prefix (deep only) or add.")
+    ] = "prefix",
+    modules: Annotated[int, typer.Option("--modules", "-k", help="K, soft prompts per layer.")] = 8,
+    length: Annotated[int, typer.Option(help="P, vectors per prompt.")] = 16,
+    intrinsic: Annotated[int, typer.Option(help="d of the factored bank; 0 for dense.")] = 128,
+    init_std: Annotated[float, typer.Option(help="Standard deviation of the initial prompts.")] = 0.5,
+    lr_prompts: Annotated[float, typer.Option(help="Learning rate of prompts.")] = 1e-3,
+    lr_router: Annotated[float, typer.Option(help="Learning rate of routers.")] = 5e-3,
+    lr_head: Annotated[float, typer.Option(help="Learning rate of the span head.")] = 1e-3,
+    loss: Annotated[Literal["span", "option"], typer.Option(help="Loss of rows with options.")] = "span",
+    gate: Annotated[
+        Literal["soft", "hard"], typer.Option(help="soft or hard gates after training.")
+    ] = "soft",
+    combine: Annotated[
+        Literal["normalised", "mean"], typer.Option(help="normalised or mean.")
+    ] = "normalised",
+    steps: Steps = 2000,
+    rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
+    minutes: Minutes = 0.0,
+    precision: Precision = "fp32",
+    seed: Seed = 42,
+) -> None:
+    """Pre-train a bank of modular prompts on many tasks with the encoder frozen (step 2)."""
+    from mp2.model.router import Routing
+    from mp2.training.loop import LoopConfig
+    from mp2.training.multitask import MultiTaskConfig, pretrain_prompts
+
+    loop = LoopConfig(
+        steps,
+        warmup=min(100, steps // 10),
+        schedule="cosine",
+        accumulate=accumulate,
+        save_every=save_every,
+        eval_every=eval_every,
+        minutes=minutes,
+        precision=precision,
+    )
+    config = MultiTaskConfig(
+        name,
+        depth,
+        modules,
+        length,
+        intrinsic,
+        injection,
+        init_std,
+        Routing(gate, combine),
+        loss,
+        lr={"prompts": lr_prompts, "router": lr_router, "head": lr_head},
+        rows=rows,
+        loop=loop,
+        seed=seed,
+    )
+    loaded, tasks = _prepared(base, suite, root, cache, length if injection == "add" else 0)
+    bank = pretrain_prompts(loaded, tasks, config, out)
+    score = bank.facts["dev"].get("score", float("nan"))
+    _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")
+
+
+def pretrain_ppt(
+    base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
+    texts: Annotated[list[Path], typer.Argument(help="Text files: .txt, .jsonl, plain or .xz or .gz.")],
+    out: Out,
+    steps: Steps = 1000,
+    length: Annotated[int, typer.Option(help="P, vectors of the prompt.")] = 16,
+    lr: Annotated[float, typer.Option(help="Learning rate of the prompt.")] = 3e-3,
+    tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    minutes: Minutes = 0.0,
+    precision: Precision = "fp32",
+    seed: Seed = 42,
+) -> None:
+    """Pre-train one shallow prompt on raw text by next-sentence selection (PPT)."""
+    from mp2.model.checkpoint import load_base
+    from mp2.runtime import default_device
+    from mp2.training.corpus import build_corpus
+    from mp2.training.loop import LoopConfig
+    from mp2.training.ppt import pretrain_ppt as run
+
+    loaded = load_base(base, default_device())
+    corpus = build_corpus(texts, loaded.tokenizer, out / "corpus")
+    loop = LoopConfig(
+        steps,
+        warmup=min(100, steps // 10),
+        schedule="cosine",
+        save_every=save_every,
+        minutes=minutes,
+        precision=precision,
+    )
+    bank = run(loaded, corpus, loop, out, length=length, tokens=tokens, lr=lr, seed=seed)
+    _say(f"bank ppt: {bank.facts['steps']} steps in {bank.facts['seconds'] / 60:.1f} min; {out / 'bank'}")
+
+
+def assemble(
+    name: Annotated[str, typer.Argument(help="Name of the base.")],
+    encoder: Annotated[Path, typer.Argument(help="Encoder folder.")],
+    banks: Annotated[list[Path], typer.Argument(help="Bank folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the base.")],
+    notes: Annotated[Path | None, typer.Option(help="Markdown text of the model card.")] = None,
+    replace: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Put an encoder and its banks together as a base, with hashes and a model card."""
+    from mp2.training.assemble import assemble as run
+
+    text = notes.read_text(encoding="utf-8") if notes else ""
+    base = run(name, encoder, banks, out, notes=text, replace=replace)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    _say(f"{base.name}: banks {', '.join(base.banks)}; {size / 1e6:.1f} MB; {out}")
+
+
+def _prepared(
+    path: Path | str, suites: list[str], root: Path | None, cache: Path, reserve: int
+) -> tuple[Base, dict[str, PreparedTask]]:
+    """The base and the members of the suites that are at hand, prepared."""
+    from mp2.data.prepare import prepare_suites
+    from mp2.errors import ConfigError
+    from mp2.model.checkpoint import load_base
+    from mp2.runtime import default_device
+
+    if root is None:
+        raise ConfigError("name the folder of the public data sets with --root or MP2_DATA")
+    base = load_base(path, default_device())
+    return base, prepare_suites(suites, root, base.encoder(reserve), cache, splits=("train", "dev"))
+
+
+def shares(text: str) -> dict[str, float]:
+    """``a=0.6,b=0.4`` as a dictionary.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    from mp2.errors import ConfigError
+
+    parts: dict[str, Any] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        try:
+            parts[name.strip()] = float(value or 1)
+        except ValueError:
+            raise ConfigError(f"mixture: expected name=share, got {item!r}") from None
+    return parts
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""``mp2 tune`` and ``mp2 predict``: labelled rows to an adapter, texts to answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mp2.tasks.spec import TaskSpec
+    from mp2.tuning.adapter import Adapter
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
+
+
+def tune(
+    train: Annotated[Path, typer.Argument(help="Labelled rows: CSV, TSV, JSON or JSONL.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter.")],
+    dev: Annotated[Path | None, typer.Option(help="Labelled rows that decide what is kept.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task file or catalogue name; inferred when absent.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Method; see 'mp2 methods'.")] = None,
+    model: Model = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    dev_share: Annotated[
+        float, typer.Option(help="Share of the rows kept for dev when there is no --dev.")
+    ] = 0.33,
+    replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
+    json_: Json = False,
+) -> None:
+    """Learn a task from a few labelled rows and write an adapter."""
+    from mp2.errors import CheckpointError
+    from mp2.model.checkpoint import load_base
+    from mp2.runtime import default_device
+    from mp2.tuning.methods import DEFAULT_METHOD, get_method
+    from mp2.tuning.rows import hold_out, labelled_rows
+    from mp2.tuning.tune import tune as run
+
+    row = get_method(method or DEFAULT_METHOD)
+    if out.exists() and not replace:
+        raise CheckpointError(f"{out}: exists already; choose another folder or pass --replace")
+    spec, examples = labelled_rows(train, task)
+    if dev is not None:
+        _, dev_examples = labelled_rows(dev, spec)
+    else:
+        examples, dev_examples = hold_out(examples, dev_share, seed, train)
+    base = load_base(model, default_device())
+    if not json_:
+        _say(
+            f"task {spec.name}: {spec.family}, {_kind(spec)};"
+            f" {len(examples)} train and {len(dev_examples)} dev rows"
+        )
+        _say(f"method {row.name} on {base.name}: {row.about}")
+    adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=None if json_ else _show)
+    adapter.save(out, replace=replace)
+    _report(adapter, spec, out, json_)
+
+
+def _show(record: dict[str, float]) -> None:
+    stage = "start" if record["stage"] < 0 else f"stage {int(record['stage']) + 1}"
+    loss = f"  loss {record['loss']:.3f}" if "loss" in record else ""
+    _say(f"{stage:8} step {int(record['step']):4d}{loss}  dev {record['dev']:.3f}")
+
+
+def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
+    facts = adapter.facts
+    size = sum(file.stat().st_size for file in out.iterdir())
+    if json_:
+        summary = {key: facts[key] for key in ("seed", "shots", "dev", "seconds", "tuned_parameters")}
+        print(
+            json.dumps(
+                {"adapter": str(out), "task": spec.name, "method": adapter.method, "bytes": size, **summary}
+            )
+        )
+        return
+    print(
+        f"wrote {out} ({size / 1024:.0f} KiB): dev {spec.metric} {facts['dev']:.3f},"
+        f" {facts['tuned_parameters']:,} numbers tuned in {facts['seconds']:.1f} s"
+    )
+    print(f"the task as it was understood: {out / 'task.yaml'}")
+
+
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to answer.")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Rows: CSV, TSV, JSON or JSONL.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSONL file; standard output when absent.")
+    ] = None,
+    model: Model = None,
+    json_: Json = False,
+) -> None:
+    """Answer texts or rows with an adapter."""
+    from mp2.errors import ConfigError
+    from mp2.model.checkpoint import load_base
+    from mp2.runtime import default_device, write_whole
+    from mp2.serving.predictor import Predictor
+    from mp2.tuning.adapter import load_adapter
+    from mp2.tuning.rows import plain_rows
+
+    if (texts is None) == (input_ is None):
+        raise ConfigError("give texts, or a file with --input: exactly one of the two")
+    loaded = load_adapter(adapter)
+    rows: list[Any] = plain_rows(input_) if input_ is not None else list(texts or ())
+    predictor = Predictor(load_base(model or _base_of(loaded), default_device()))
+    predictor.add("task", loaded)
+    found = predictor.predict([("task", row) for row in rows])
+    lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in found]
+    if output is not None:
+        write_whole(output, "\n".join(lines) + "\n")
+        _say(f"wrote {len(lines)} predictions to {output}")
+    elif json_ or input_ is not None or not sys.stdout.isatty():
+        print("\n".join(lines))
+    else:
+        for row, prediction in zip(rows, found, strict=True):
+            print(f"{prediction.answer.text or '(no answer)'}\t{prediction.answer.probability:.3f}\t{row}")
+
+
+def _base_of(adapter: Adapter) -> str | None:
+    """The base an adapter names, when it is a folder that is there; else the shipped one."""
+    return adapter.base if Path(adapter.base).is_dir() else None
+
+
+def _kind(spec: TaskSpec) -> str:
+    return "labels " + "，".join(spec.labels) if spec.labels else f"metric {spec.metric}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

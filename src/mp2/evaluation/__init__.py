@@ -1,0 +1,1 @@
+"""The few-shot bench: grid, statistics, tables and figures."""

@@ -1,0 +1,294 @@
+"""The grid of runs: methods x tasks x seeds to records; resumable, and a failed run does not stop it.
+
+Decides the order (seed by seed, so that a grid that is stopped has the same seeds of every method), what is
+checked before anything runs, and what a record of a run says.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from mp2.data.prepare import at_hand, prepare
+from mp2.errors import ConfigError, nearest
+from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
+from mp2.evaluation.protocol import SPLITS, FewShotTask, test_scores
+from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
+from mp2.model.checkpoint import Base, load_base
+from mp2.runtime import version_facts
+from mp2.tuning.adapter import Adapter
+from mp2.tuning.methods import METHODS, Method, get_method
+from mp2.tuning.parts import check_parts, part_fingerprint
+from mp2.tuning.tune import tune
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What shall be run.
+
+    Attributes:
+        tasks: Names of suites or tasks.
+        methods: Names of methods, or ``all``.
+        seeds: Seeds of the few-shot draws.
+        root: Folder of the data sets.
+        cache: Folder of prepared data.
+        model: Base folder or name; the shipped one when None.
+        shots: Rows per label of each draw; None is the protocol's own number.
+        test_rows: Test rows of a task; 0 for all.
+        variant: Name of an ablation.
+        banks: Bank name -> folder of the bank to use in its place.
+        device: Where the encoder lives.
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    root: Path
+    cache: Path
+    model: str | None = None
+    shots: tuple[int | None, ...] = (None,)
+    test_rows: int = 0
+    variant: str = ""
+    banks: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, values in (("tasks", self.tasks), ("methods", self.methods), ("seeds", self.seeds)):
+            if not values:
+                raise ConfigError(f"{name}: expected at least one")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
+        if self.test_rows < 0:
+            raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """The methods, with banks exchanged.
+
+        Raises:
+            ConfigError: A name is unknown; the nearest is named.
+        """
+        names = tuple(METHODS) if self.methods == ("all",) else self.methods
+        rows = tuple(get_method(name) for name in names)
+        used = {row.bank for row in rows if row.bank}
+        for name in self.banks:
+            if name not in used:
+                raise ConfigError(
+                    f"no method of this grid uses a bank {name!r}; {nearest(name, sorted(used))}"
+                )
+        return tuple(replace(row, bank=self.banks.get(row.bank or "", row.bank)) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One cell of the grid."""
+
+    method: Method
+    task: str
+    seed: int
+    shots: int | None = None
+
+    def __str__(self) -> str:
+        shots = f" {self.shots} shots" if self.shots else ""
+        return f"{self.task} {self.method.name} seed {self.seed}{shots}"
+
+
+class Bench:
+    """A base and the tasks of a grid, made ready once; turns runs into records.
+
+    Args:
+        grid: What shall be run.
+        base: The base, if it is loaded already.
+
+    Raises:
+        Mp2Error: A method, task or bank is not there; told before anything runs.
+    """
+
+    def __init__(self, grid: Grid, base: Base | None = None) -> None:
+        self.grid, self.methods = grid, grid.rows
+        specs, self.absent = at_hand(grid.tasks, grid.root)
+        self.base = base or load_base(grid.model, grid.device)
+        check_parts(self.base, self.methods)
+        replaced = [name for name in grid.banks if name in self.base.banks]
+        if replaced and not grid.variant:
+            raise ConfigError(
+                f"another bank {replaced[0]!r} makes another experiment: name it with a variant"
+            )
+        prepared = prepare(specs, grid.root, self.base.encoder(), grid.cache, splits=SPLITS, protect=())
+        self.tasks = {
+            name: FewShotTask(task, self.base.encoder, grid.test_rows) for name, task in prepared.items()
+        }
+
+    @cached_property
+    def _banks(self) -> dict[str, str]:
+        """Fingerprint of what each method starts from."""
+        return {method.name: part_fingerprint(self.base, method) for method in self.methods}
+
+    def unfit(self) -> list[str]:
+        """Lines about methods that some of the tasks do not allow; such cells are left out."""
+        without = [name for name, task in self.tasks.items() if not task.spec.labels]
+        picky = [method.name for method in self.methods if method.needs_labels]
+        return [
+            f"{name}: not for {', '.join(without)}, which have no fixed labels" for name in picky if without
+        ]
+
+    def runs(self) -> Iterator[Run]:
+        """All runs, seed by seed."""
+        for seed in self.grid.seeds:
+            for shots in self.grid.shots:
+                for task in self.tasks:
+                    for method in self.methods:
+                        if self.tasks[task].spec.labels or not method.needs_labels:
+                            yield Run(method, task, seed, shots)
+
+    def planned(self, run: Run) -> Record:
+        """The record of a run before it ran; its key says whether it was done."""
+        base, spec = self.base, self.tasks[run.task].spec
+        return Record(
+            method=run.method.name,
+            method_version=run.method.version,
+            task=spec.name,
+            task_version=spec.version,
+            seed=run.seed,
+            shots=run.shots,
+            variant=self.grid.variant,
+            base=base.name,
+            base_fingerprint=base.fingerprint,
+            bank=run.method.bank,
+            bank_fingerprint=self._banks[run.method.name],
+            test_limit=self.grid.test_rows,
+        )
+
+    def run(self, run: Run) -> Record:
+        """Tune and test; an error becomes part of the record."""
+        reset_peak(self.grid.device)
+        record = replace(
+            self.planned(run),
+            versions={**version_facts(), "git": git_version()},
+            machine=machine_facts(self.grid.device),
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            record = self._measured(run, record)
+        except Exception as error:  # whatever it is: the other runs do not depend on it
+            record = replace(record, error=f"{type(error).__name__}: {error}"[:2000])
+        return replace(record, peak_memory=peak_memory(self.grid.device))
+
+    def _measured(self, run: Run, record: Record) -> Record:
+        task = self.tasks[run.task]
+        draw = task.draw(run.seed, run.shots)
+        adapter = tune(self.base, task.spec, draw.train, draw.dev, run.method, seed=run.seed)
+        begin = time.monotonic()
+        scores = test_scores(adapter, self.base, task)
+        facts = adapter.facts
+        return replace(
+            record,
+            status="done",
+            metric=task.spec.metric or "accuracy",
+            test=sum(scores) / len(scores),
+            dev=facts["dev"],
+            train_rows=len(draw.train),
+            test_rows=len(scores),
+            draw=draw.key,
+            test_key=task.test_key,
+            scores=pack_scores(scores),
+            curve=facts["curve"],
+            kept_stage=facts["kept_stage"],
+            seconds=facts["seconds"],
+            test_seconds=round(time.monotonic() - begin, 2),
+            calls=_calls(adapter),
+            tuned_parameters=facts["tuned_parameters"],
+        )
+
+
+def _calls(adapter: Adapter) -> int:
+    """Passes over the train rows: as the search counted them, or the steps of all stages."""
+    if "calls" in adapter.facts:
+        return int(adapter.facts["calls"])
+    last: dict[float, float] = {}
+    for point in adapter.facts["curve"]:
+        last[point["stage"]] = max(last.get(point["stage"], 0), point["step"])
+    return int(sum(last.values()))
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    base: Base | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> tuple[int, int]:
+    """Run what a records file does not hold yet, one run after the other.
+
+    Args:
+        grid: What shall be run.
+        out: Records file, appended to.
+        base: The base, if it is loaded already.
+        say: Receives progress, line by line.
+
+    Returns:
+        Number of runs done now, and of runs that failed.
+
+    Raises:
+        Mp2Error: Something that all runs need is not there; told before anything runs.
+    """
+    with open_records(out) as file:
+        bench = Bench(grid, base)
+        for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():
+            say(line)
+        todo = pending(bench, out)
+        total = sum(1 for _ in bench.runs())
+        say(f"{total} runs, {total - len(todo)} done already; writing to {out}")
+        clock, failed = Clock(todo), 0
+        for run in todo:
+            begin = time.monotonic()
+            record = bench.run(run)
+            file.append(record)
+            clock.tick(run, time.monotonic() - begin)
+            failed += record.status == "failed"
+            say(f"[{total - len(clock.left)}/{total}] {run}: {outcome(record)}  ETA {clock.eta()}")
+    return len(todo) - failed, failed
+
+
+def pending(bench: Bench, out: Path) -> list[Run]:
+    """Runs that a records file does not hold as done."""
+    done = done_keys(out)
+    return [run for run in bench.runs() if bench.planned(run).key not in done]
+
+
+def outcome(record: Record) -> str:
+    """A run's result in a few words."""
+    if record.status == "failed":
+        return f"FAILED: {record.error.splitlines()[0][:160]}"
+    return f"{record.metric} {record.test:.3f} ({record.seconds:.1f} s)"
+
+
+class Clock:
+    """Estimates the time that is left from the mean time of each method so far.
+
+    Args:
+        runs: All runs to do.
+        workers: How many run at once.
+    """
+
+    def __init__(self, runs: Sequence[Run], workers: int = 1) -> None:
+        self.left, self.workers = list(runs), workers
+        self._spent: dict[str, list[float]] = {}
+
+    def tick(self, run: Run, seconds: float) -> None:
+        """A run has ended."""
+        self.left.remove(run)
+        self._spent.setdefault(run.method.name, []).append(seconds)
+
+    def eta(self) -> str:
+        """Time left, for people; methods that have not run yet count as the mean of the others."""
+        means = {name: sum(times) / len(times) for name, times in self._spent.items()}
+        typical = sum(means.values()) / len(means) if means else 0.0
+        seconds = sum(means.get(run.method.name, typical) for run in self.left) / self.workers
+        hours, minutes = divmod(int(seconds) // 60, 60)
+        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"

@@ -1,0 +1,147 @@
+"""Records as results: what may stand in one table, and the scores of each cell.
+
+Decides when records are too unlike to be compared (other models, other versions, other test rows) and which
+seeds a comparison uses. Computes no statistics and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mp2.errors import ConfigError
+from mp2.evaluation.records import Record
+from mp2.evaluation.statistics import Matrix
+
+Facet = Callable[[Record], tuple[str, str]]
+# Each gives a group and a value; within a group all records must have one value.
+FACETS: dict[str, Facet] = {
+    "models": lambda r: ("", f"{r.base} ({r.base_fingerprint})"),
+    "banks": lambda r: (f"{r.variant}/{r.method}", f"{r.bank} ({r.bank_fingerprint})"),
+    "package versions": lambda r: ("", str(r.versions.get("mp2"))),
+    "method versions": lambda r: (r.method, f"{r.method} v{r.method_version}"),
+    "task versions": lambda r: (r.task, f"{r.task} v{r.task_version}"),
+    "test rows": lambda r: (r.task, f"{r.task}: {r.test_rows} rows ({r.test_key})"),
+    "few-shot draws": lambda r: (f"{r.task}/{r.seed}/{r.shots}", f"{r.task} seed {r.seed} ({r.draw})"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """All seeds of one method on one task.
+
+    Attributes:
+        seeds: Seeds in ascending order.
+        scores: ``(S, R)`` score of each test row.
+        records: Their records, in the same order.
+    """
+
+    seeds: tuple[int, ...]
+    scores: Matrix
+    records: tuple[Record, ...]
+
+
+def mixtures(records: Iterable[Record]) -> list[str]:
+    """What makes records unfit for one table, one line each; empty if nothing does."""
+    found: dict[str, dict[str, dict[str, int]]] = {name: {} for name in FACETS}
+    for record in records:
+        for name, facet in FACETS.items():
+            group, value = facet(record)
+            counts = found[name].setdefault(group, {})
+            counts[value] = counts.get(value, 0) + 1
+    lines = []
+    for name, groups in found.items():
+        for counts in groups.values():
+            if len(counts) > 1:
+                lines.append(f"{name}: " + ", ".join(f"{value}: {n} runs" for value, n in counts.items()))
+    return list(dict.fromkeys(lines))
+
+
+class Results:
+    """Successful records by method and task.
+
+    Args:
+        records: Any records; failed ones are counted and left out.
+        mixed: Accept records that :func:`mixtures` objects to; of two runs of one cell the later counts.
+
+    Raises:
+        ConfigError: The records are mixed, or none succeeded.
+    """
+
+    def __init__(self, records: Sequence[Record], *, mixed: bool = False) -> None:
+        done = [record for record in records if record.status == "done"]
+        if not done:
+            raise ConfigError(f"none of the {len(records)} records is of a run that succeeded")
+        self.objections = mixtures(done)
+        if self.objections and not mixed:
+            listed = "\n  ".join(self.objections[:8])
+            raise ConfigError(
+                f"these records do not belong in one table; pass --mixed to make it nevertheless:\n  {listed}"
+            )
+        self._done: dict[tuple[str, str, int | None, str], dict[int, Record]] = {}
+        for r in done:
+            self._done.setdefault((r.variant, r.method, r.shots, r.task), {})[r.seed] = r
+        redone = {record.key for record in done}
+        self.failed = [r for r in records if r.status == "failed" and r.key not in redone]
+        self.records = [r for cell in self._done.values() for r in cell.values()]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Variants, the plain one ('') included."""
+        return tuple(dict.fromkeys(variant for variant, _, _, _ in self._done))
+
+    def methods(self, variant: str = "") -> tuple[str, ...]:
+        """Methods of a variant, in the order in which they ran."""
+        return tuple(dict.fromkeys(m for v, m, _, _ in self._done if v == variant))
+
+    def tasks(self, variant: str = "") -> tuple[str, ...]:
+        """Tasks of a variant, in the order in which they ran."""
+        return tuple(dict.fromkeys(t for v, _, _, t in self._done if v == variant))
+
+    def shots(self, method: str, task: str, variant: str = "") -> tuple[int, ...]:
+        """Numbers of shots other than the protocol's, ascending."""
+        return tuple(sorted(s for v, m, s, t in self._done if s and (v, m, t) == (variant, method, task)))
+
+    def cell(
+        self,
+        method: str,
+        task: str,
+        *,
+        variant: str = "",
+        shots: int | None = None,
+        seeds: Iterable[int] | None = None,
+    ) -> Cell | None:
+        """The runs of one method on one task; None if there is none.
+
+        Args:
+            method: The method.
+            task: The task.
+            variant: The ablation.
+            shots: Rows per label; None is the protocol's own.
+            seeds: Use these only; all when None.
+        """
+        found = self._done.get((variant, method, shots, task), {})
+        chosen = sorted(found if seeds is None else set(seeds) & set(found))
+        if not chosen:
+            return None
+        rows = tuple(found[seed] for seed in chosen)
+        width = {row.test_rows for row in rows}
+        if len(width) > 1:
+            raise ConfigError(
+                f"{method} on {task}: seeds have different numbers of test rows: {sorted(width)}"
+            )
+        return Cell(tuple(chosen), np.array([row.row_scores for row in rows]), rows)
+
+    def common_seeds(self, methods: Iterable[str], task: str, variant: str = "") -> tuple[int, ...]:
+        """Seeds that every one of the methods ran on a task."""
+        sets = [set(self._done.get((variant, method, None, task), {})) for method in methods]
+        return tuple(sorted(set.intersection(*sets))) if sets else ()
+
+    def comparable(self, methods: Iterable[str], task: str, variant: str = "") -> dict[str, Matrix]:
+        """Scores of the methods that ran a task, on the seeds that all of these have."""
+        ran = [m for m in methods if (variant, m, None, task) in self._done]
+        seeds = self.common_seeds(ran, task, variant)
+        cells = {m: self.cell(m, task, variant=variant, seeds=seeds) for m in ran}
+        return {m: cell.scores for m, cell in cells.items() if cell is not None}

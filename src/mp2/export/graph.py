@@ -1,0 +1,188 @@
+"""Encoder and span head as one ONNX graph whose prompts and heads are inputs: one graph for all tasks.
+
+    encoder.onnx            ids, mask, prompts, heads, task of each window -> start and end logits
+    tokenizer...            the base's tokenizer
+    tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias)
+
+Decides the names and axes of inputs. Turning text into windows and logits into answers stays with
+``mp2.data.encode`` and ``mp2.model.spans``.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.export import Dim
+
+from mp2.errors import CheckpointError, ConfigError
+from mp2.model.attention import Prefix
+from mp2.model.backbone import Backbone
+from mp2.model.bank import Injection
+from mp2.model.checkpoint import Base
+from mp2.model.mrc import SpanHead
+from mp2.runtime import whole_folder, write_whole
+from mp2.tasks.infer import dump_task
+from mp2.tuning.adapter import Adapter, compose
+
+INPUTS = ("ids", "mask", "prompts", "head_weight", "head_bias", "task")
+OPSET = 18
+
+
+class Graph(nn.Module):
+    """The forward of :class:`mp2.model.mrc.MRCModel` without a decision that depends on data.
+
+    Args:
+        backbone: The encoder.
+        injection: How prompts enter a layer.
+    """
+
+    def __init__(self, backbone: Backbone, injection: Injection) -> None:
+        super().__init__()
+        self.backbone, self.injection = backbone, injection
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, prompts: Tensor, head_weight: Tensor, head_bias: Tensor, task: Tensor
+    ) -> Tensor:
+        """Start and end logits ``(B, T, 2)``.
+
+        Args:
+            ids: ``(B, T)`` int64.
+            mask: ``(B, T)`` bool.
+            prompts: ``(N, L, P, H)``.
+            head_weight: ``(N, 2, H)``.
+            head_bias: ``(N, 2)``.
+            task: ``(B,)`` int64, which of the N tasks each window belongs to.
+        """
+        hidden = (
+            self._prefix(ids, mask, prompts, task)
+            if self.injection == "prefix"
+            else (self._add(ids, mask, prompts, task))
+        )
+        return torch.baddbmm(head_bias[task][:, None], hidden, head_weight[task].transpose(1, 2))
+
+    def _prefix(self, ids: Tensor, mask: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
+        hidden = self.backbone.embed(ids)
+        seen = torch.ones_like(prompts[:, 0, :, 0], dtype=torch.bool)[task]  # (B, P)
+        keys = torch.cat([seen, mask], dim=1)[:, None, None, :]
+        for index, layer in enumerate(self.backbone.layers):
+            output = layer(hidden, keys, prefix=Prefix(prompts[:, index], task))
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def _add(self, ids: Tensor, mask: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
+        length = prompts.shape[2]
+        ids, mask = self.backbone.with_slots(ids, mask, length)
+        hidden, keys = self.backbone.embed(ids), mask[:, None, None, :]
+        for index, layer in enumerate(self.backbone.layers):
+            if index < prompts.shape[1]:
+                slots = hidden[:, 1 : 1 + length] + prompts[:, index][task]
+                hidden = torch.cat([hidden[:, :1], slots, hidden[:, 1 + length :]], dim=1)
+            output = layer(hidden, keys)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return torch.cat([hidden[:, :1], hidden[:, 1 + length :]], dim=1)
+
+
+def export_onnx(
+    base: Base, adapters: Iterable[tuple[str, Adapter]], folder: Path, *, replace: bool = False
+) -> None:
+    """Write a base and some of its tasks, whole or not at all.
+
+    Args:
+        base: The base.
+        adapters: Name and adapter of each task; all with prompts of one shape.
+        folder: Where to write.
+        replace: Whether an existing folder is replaced.
+
+    Raises:
+        ConfigError: The tasks do not share a graph, there is none, or onnx is not installed.
+        CheckpointError: An adapter belongs to another base, or the folder exists.
+    """
+    composed = [(name, adapter, compose(adapter, base)) for name, adapter in adapters]
+    kinds = {(c.injection, None if c.prompts is None else c.prompts.shape[0]) for _, _, c in composed}
+    fits = [
+        c.prompts is not None and c.backbone is base.backbone and isinstance(c.head, SpanHead)
+        for _, _, c in composed
+    ]
+    if len(kinds) != 1 or not all(fits):
+        names = ", ".join(f"{name} ({adapter.method})" for name, adapter, _ in composed) or "none"
+        raise ConfigError(f"expected tasks that share the base's encoder and one kind of prompt, got {names}")
+    try:
+        with whole_folder(folder, replace=replace) as aside:
+            first = composed[0][2]
+            assert first.prompts is not None
+            write_graph(base.backbone, first.prompts, first.injection, aside / "encoder.onnx")
+            base.tokenizer.save_pretrained(str(aside))
+            for name, adapter, ready in composed:
+                assert ready.prompts is not None
+                inputs = {
+                    "prompts": ready.prompts,
+                    "head_weight": ready.head.weight,
+                    "head_bias": ready.head.bias,
+                }
+                (aside / "tasks" / name).mkdir(parents=True)
+                save_file(
+                    {key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()},
+                    aside / "tasks" / name / "inputs.safetensors",
+                )
+                write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
+    except FileExistsError:
+        raise CheckpointError(f"{folder}: exists already; choose another folder or replace it") from None
+
+
+def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file: Path) -> None:
+    """Trace the forward and write it as one ONNX file.
+
+    Raises:
+        ConfigError: onnx or onnxscript is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ConfigError("onnx is not installed: pip install 'mp2[export]'") from None
+    layers, length, hidden = prompts.shape
+    device = prompts.device
+    example: dict[str, Tensor] = {
+        "ids": torch.ones(3, 11, dtype=torch.long, device=device),
+        "mask": torch.ones(3, 11, dtype=torch.bool, device=device),
+        "prompts": torch.zeros(2, layers, length, hidden, device=device),
+        "head_weight": torch.zeros(2, 2, hidden, device=device),
+        "head_bias": torch.zeros(2, 2, device=device),
+        "task": torch.tensor([0, 1, 1], device=device),
+    }
+    windows, tasks, tokens = Dim("windows"), Dim("tasks"), Dim("tokens", max=backbone.max_length)
+    axes: dict[str, dict[int, Any]] = {
+        "ids": {0: windows, 1: tokens},
+        "mask": {0: windows, 1: tokens},
+        "prompts": {0: tasks},
+        "head_weight": {0: tasks},
+        "head_bias": {0: tasks},
+        "task": {0: windows},
+    }
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter warns of its own parts
+            torch.onnx.export(
+                Graph(backbone, injection).eval(),
+                (),
+                str(file),
+                kwargs=example,
+                input_names=list(INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=axes,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        noisy.setLevel(level)

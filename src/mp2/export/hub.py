@@ -1,0 +1,163 @@
+"""Adapters and bases on the Hugging Face hub: a model card, an upload, and a download of safe files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from mp2.errors import CheckpointError
+from mp2.model.checkpoint import Base, load_base, read_json
+from mp2.runtime import write_whole
+from mp2.tuning.adapter import Adapter, load_adapter
+
+SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
+
+ADAPTER = """
+# {name}
+
+A task for mp2: {about}, learned from {shots} examples with the method
+`{method}` on the frozen base `{base}` (fingerprint `{fingerprint}`). It works on that base only.
+
+| | |
+|---|---|
+| answers | {answers} |
+| template | `{template}` |
+| {metric}, rows that chose the best moment | {dev} |
+| {metric}, rows that nothing has seen | {held_back} |
+| tuned numbers | {tuned} |
+| seed | {seed} |
+
+```python
+from mp2.export.hub import adapter_from_pretrained
+from mp2.serving.predictor import Predictor
+
+predictor = Predictor()  # the base it names
+predictor.add("{name}", adapter_from_pretrained("REPOSITORY"))
+print(predictor.predict([("{name}", "...")])[0].as_dict())
+```
+
+Learned from few examples, it is as good as its score on rows that nothing has seen, and no better on texts of
+another kind. It holds no text of its examples beside the label words.
+"""
+BASE = """
+# {name}
+
+A frozen encoder with banks of modular prompts for mp2: {banks}.
+
+```python
+from mp2.export.hub import base_from_pretrained
+
+base = base_from_pretrained("REPOSITORY")
+```
+"""
+
+
+def push_to_hub(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload an adapter or a base; writes its model card first where it has none.
+
+    Args:
+        folder: Folder of an adapter (``adapter.json``) or of a base (``mp2.json``).
+        repository: ``user/name`` on the hub; made when absent.
+        private: Whether a new repository is private.
+        token: Access token; the one of ``hf auth login`` when None.
+        revision: Branch; the main one when None.
+        endpoint: Address of the hub; the public one when None.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        CheckpointError: The folder is neither, or the hub refuses.
+    """
+    card = folder / "README.md"
+    if not card.exists():
+        write_whole(card, model_card(folder))
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=str(folder), allow_patterns=list(SAFE), revision=revision
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{repository}: the hub did not take it: {_first(error)}") from error
+    return str(commit.commit_url)
+
+
+def fetch(name: str, *, revision: str | None = None, cache: Path | None = None) -> Path:
+    """Folder of an adapter or base: a local one, or a copy from the hub (safetensors and text files only).
+
+    Raises:
+        CheckpointError: It is neither here nor there.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=list(SAFE)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: neither a folder nor to be had from the hub: {_first(error)}"
+        ) from error
+
+
+def adapter_from_pretrained(name: str, *, revision: str | None = None, cache: Path | None = None) -> Adapter:
+    """An adapter from a folder or from the hub; see :func:`fetch`."""
+    return load_adapter(fetch(name, revision=revision, cache=cache))
+
+
+def base_from_pretrained(
+    name: str, *, device: str = "cpu", revision: str | None = None, cache: Path | None = None
+) -> Base:
+    """A base from a folder or from the hub; see :func:`fetch`."""
+    return load_base(fetch(name, revision=revision, cache=cache), device)
+
+
+def model_card(folder: Path) -> str:
+    """The model card of an adapter or a base, from what its files say.
+
+    Raises:
+        CheckpointError: The folder is neither.
+    """
+    data = ModelCardData(language="zh", library_name="mp2", tags=["mp2", "few-shot", "soft-prompts"])
+    if (folder / "mp2.json").exists():
+        facts = read_json(folder / "mp2.json")
+        banks = ", ".join(facts.get("banks") or ["no bank"])
+        return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{BASE.format(name=facts['name'], banks=banks)}"))
+    if not (folder / "adapter.json").exists():
+        raise CheckpointError(f"{folder}: neither an adapter (adapter.json) nor a base (mp2.json)")
+    text = ADAPTER.format(**_facts(load_adapter(folder)))
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
+
+
+def _facts(adapter: Adapter) -> dict[str, Any]:
+    task, facts = adapter.task, adapter.facts
+    held, dev = facts.get("held_back"), facts.get("dev")
+    return {
+        "name": task.name,
+        "about": task.description or task.family,
+        "shots": facts.get("shots", "a few"),
+        "method": adapter.method,
+        "base": adapter.base,
+        "fingerprint": adapter.base_fingerprint,
+        "answers": "，".join(task.labels) or "a span of the text",
+        "template": task.template,
+        "metric": task.metric,
+        "dev": "not known" if dev is None else f"{dev:.3f}",
+        "held_back": f"{held['value']:.3f} of {held['count']}" if held else "not measured",
+        "tuned": facts.get("tuned_parameters", "not known"),
+        "seed": facts.get("seed", "not known"),
+    }
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

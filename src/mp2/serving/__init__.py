@@ -1,0 +1,1 @@
+"""Answering many tasks with one encoder."""

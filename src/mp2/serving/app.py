@@ -1,0 +1,131 @@
+"""The HTTP application: routes, page, errors and the outer skin, put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.staticfiles import StaticFiles
+
+from mp2.errors import Mp2Error
+from mp2.serving.batcher import BusyError, LateError
+from mp2.serving.edge import Edge
+from mp2.serving.problem import TYPES, ProblemError
+from mp2.serving.routes import jobs, predict, tasks
+from mp2.serving.routes.access import caller, refusals
+from mp2.serving.service import Service
+
+PAGE = Path(__file__).parent / "page"
+ABOUT = """Few-shot Chinese text tasks on one frozen encoder. A task is learned from a few examples
+(`POST /v1/tasks`), then answers texts (`POST /v1/tasks/{task}/predict`); requests of all tasks share
+batches."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application of a service, which it starts and closes with its own life."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="mp2",
+        version=version("mp2"),
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # the usual page for it loads its scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    settings = service.settings
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_middleware(Edge, body_bytes=settings.body_bytes, stall=settings.stall, meters=service.meters)
+    app.include_router(predict.router)
+    app.include_router(tasks.router)
+    app.include_router(jobs.router)
+    _health(app, service)
+    _page(app)
+    _errors(app, service)
+    return app
+
+
+def _health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["operation"], responses={503: {"description": "Starting or closing."}})
+    async def readyz() -> JSONResponse:
+        """The server takes requests: not while it starts or closes."""
+        ready = service.ready
+        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        dependencies=[Depends(caller)],
+        responses=refusals(401, 429, 503) | {200: {"content": {"text/plain": {}}}},
+        response_class=Response,
+    )
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _page(app: FastAPI) -> None:
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+
+def _errors(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(ProblemError)
+    async def problem(request: Request, error: ProblemError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(BusyError)
+    async def busy(request: Request, error: BusyError) -> JSONResponse:
+        service.meters.refused.labels("busy").inc()
+        return ProblemError(429, "busy", str(error), retry_after=error.retry_after).response()
+
+    @app.exception_handler(LateError)
+    async def late(request: Request, error: LateError) -> JSONResponse:
+        service.meters.late.inc()
+        return ProblemError(504, "late", str(error)).response()
+
+    @app.exception_handler(Mp2Error)
+    async def mistake(request: Request, error: Mp2Error) -> JSONResponse:
+        return ProblemError(422, "invalid", str(error)).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return ProblemError(422, "invalid", "the request does not fit its schema", _places(error)).response()
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        kind = TYPES.get(error.status_code, "http")
+        answer = ProblemError(error.status_code, kind, str(error.detail)).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def _places(error: RequestValidationError) -> list[dict[str, Any]]:
+    """Where a request is wrong and how; what was sent is not sent back."""
+    return [
+        {"at": ".".join(str(part) for part in item["loc"])[:200], "message": item["msg"][:500]}
+        for item in error.errors()[:20]
+    ]

@@ -1,0 +1,372 @@
+"""Many tasks on one encoder: adapters loaded on demand, composed once, answered in mixed batches.
+
+Decides which rows share a forward and how long an adapter stays in memory. Knows nothing of requests,
+queues or HTTP. A row's failure is its own: an adapter that is damaged, or a row that does not fit its
+task, does not touch the rows beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mp2.data.batch import length_batches, row_tokens
+from mp2.data.encode import Encoded, Encoder
+from mp2.errors import CheckpointError, Mp2Error, TaskError, nearest
+from mp2.model.answers import EVAL_TOKENS, Answer, answer_rows
+from mp2.model.checkpoint import Base, load_base
+from mp2.model.mrc import Heads, MRCModel, SpanHead
+from mp2.serving.store import Store
+from mp2.tasks.render import MRCExample, render
+from mp2.tasks.spec import TaskSpec
+from mp2.tuning.adapter import Adapter, Composed, compose, load_adapter
+
+Row = tuple[str, Mapping[str, Any] | str]
+MEMORY = 1 << 30
+WARM_UP = "今天的天气很好，我们一起去公园走走吧。" * 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer and the text it belongs to.
+
+    Attributes:
+        task: Name of the task.
+        answer: The answer.
+        example: The rendered row.
+    """
+
+    task: str
+    answer: Answer
+    example: MRCExample
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form: label or answer text, probability, option scores, span and offsets."""
+        a = self.answer
+        if self.example.options:
+            scores = dict(zip(self.example.options, (round(p, 6) for p in a.options), strict=True))
+            return {
+                "label": a.text,
+                "index": a.option,
+                "probability": round(a.probability, 6),
+                "scores": scores,
+            }
+        span = {"start": a.span[0], "end": a.span[1]} if a.span else None
+        return {"answer": a.text, "probability": round(a.probability, 6), "span": span}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is in memory: composed adapters and their bytes (the base is not counted)."""
+
+    adapters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A composed adapter; ``version`` says of which state of its source."""
+
+    task: TaskSpec
+    composed: Composed
+    version: object
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A row on its way: its place in the call, its adapter, its text and its token ids."""
+
+    place: int
+    name: str
+    ready: _Ready
+    example: MRCExample
+    row: Encoded
+
+
+class Predictor:
+    """Answers rows of any number of tasks with one encoder.
+
+    One thread at a time may ask for answers; tasks may be added and removed from others meanwhile.
+
+    Args:
+        base: The frozen encoder; the shipped one when None.
+        folder: Adapters by name, found when first asked for; a replaced one is noticed.
+        memory: Bytes of composed adapters to keep; the least recently used go first.
+        tokens: Padded tokens a forward may hold.
+    """
+
+    def __init__(
+        self,
+        base: Base | str | Path | None = None,
+        *,
+        folder: Path | Store | None = None,
+        memory: int = MEMORY,
+        tokens: int = EVAL_TOKENS,
+    ) -> None:
+        self.base = base if isinstance(base, Base) else load_base(base)
+        self.memory, self.tokens = memory, tokens
+        self._store = Store(folder) if isinstance(folder, Path) else folder
+        self._sources: dict[str, Adapter | Path] = {}
+        self._ready: OrderedDict[str, _Ready] = OrderedDict()
+        self._bytes = 0
+        self._encoders: dict[int, Encoder] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, adapter: Adapter | Path | str) -> None:
+        """Make a task known by an adapter, or by the folder it is loaded from when first asked for."""
+        self._sources[name] = adapter if isinstance(adapter, Adapter) else Path(adapter)
+
+    def remove(self, name: str) -> None:
+        """Forget a task and free its memory; its folder stays."""
+        self._sources.pop(name, None)
+        with self._lock:
+            self._drop(name)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that can be asked for."""
+        return tuple(dict.fromkeys([*self._sources, *(self._store.names() if self._store else ())]))
+
+    def knows(self, name: str) -> bool:
+        """Whether a task of this name can be asked for."""
+        return name in self._sources or (self._store is not None and self._store.find(name) is not None)
+
+    @property
+    def held(self) -> Held:
+        """Composed adapters in memory."""
+        with self._lock:
+            return Held(len(self._ready), self._bytes)
+
+    def task(self, name: str) -> TaskSpec:
+        """The task behind a name.
+
+        Raises:
+            CheckpointError: The adapter is unknown, damaged or of another base.
+        """
+        return self._get(name).task
+
+    def predict(self, rows: Iterable[Row]) -> list[Prediction]:
+        """Answer ``(task, row)`` pairs; a row may be a plain text where the task reads one field.
+
+        Raises:
+            TaskError: A row does not fit its task.
+            CheckpointError: An adapter is unknown, damaged or of another base.
+        """
+        found: list[Prediction] = []
+        for answer in self.answer(list(rows)):
+            if isinstance(answer, Mp2Error):
+                raise answer
+            found.append(answer)
+        return found
+
+    def answer(self, rows: Sequence[Row]) -> list[Prediction | Mp2Error]:
+        """Answer ``(task, row)`` pairs; in place of an answer, the reason why there is none."""
+        results: list[Prediction | Mp2Error | None] = [None] * len(rows)
+        for group in _compatible(self._items(rows, results)):
+            lengths = [row_tokens(item.row) for item in group]
+            for chosen in length_batches(lengths, tokens=self.tokens):
+                batch = [group[i] for i in chosen]
+                for item, answer in zip(batch, self._forward(batch), strict=True):
+                    results[item.place] = Prediction(item.name, answer, item.example)
+        return [result for result in results if result is not None]
+
+    def warm_up(self, rows: int) -> float:
+        """Answer a batch of invented rows, which nobody waits for; returns the seconds it took."""
+        task = TaskSpec(name="warm-up", family="classification", labels=("甲", "乙"))
+        ready = _Ready(task, Composed(None, self.base.head, self.base.backbone, "prefix"), None, 0)
+        begin = time.perf_counter()
+        example = render(task, {"text": WARM_UP}, labelled=False)
+        for chosen in length_batches([len(WARM_UP)] * rows, tokens=self.tokens):
+            encoded = self._encode(0, [example] * len(chosen))
+            self._forward([_Item(0, "", ready, example, row) for row in encoded if isinstance(row, Encoded)])
+        return time.perf_counter() - begin
+
+    def _items(self, rows: Sequence[Row], results: list[Prediction | Mp2Error | None]) -> list[_Item]:
+        """Load, render and encode; rows that cannot be get their error instead."""
+        known: dict[str, _Ready | Mp2Error] = {}
+        rendered: dict[int, list[tuple[int, MRCExample, _Ready]]] = {}
+        for place, (name, row) in enumerate(rows):
+            if name not in known:
+                known[name] = self._try(name)
+            ready = known[name]
+            if isinstance(ready, Mp2Error):
+                results[place] = ready
+                continue
+            try:
+                example = render(
+                    ready.task, _as_row(ready.task, row), where=f"row {place + 1}", labelled=False
+                )
+                rendered.setdefault(_reserve(ready.composed), []).append((place, example, ready))
+            except TaskError as error:
+                results[place] = error
+        items: list[_Item] = []
+        for reserve, group in rendered.items():
+            encoded = self._encode(reserve, [example for _, example, _ in group])
+            for (place, example, ready), row_ in zip(group, encoded, strict=True):
+                if isinstance(row_, Encoded):
+                    items.append(_Item(place, rows[place][0], ready, example, row_))
+                else:
+                    results[place] = row_
+        return items
+
+    def _encode(self, reserve: int, examples: Sequence[MRCExample]) -> Sequence[Encoded | TaskError]:
+        """All in one call; one by one only when one of them cannot be encoded."""
+        if reserve not in self._encoders:
+            self._encoders[reserve] = self.base.encoder(reserve)
+        try:
+            return self._encoders[reserve](examples)
+        except TaskError as error:
+            if len(examples) == 1:
+                return [error]
+        return [self._encode(reserve, [example])[0] for example in examples]
+
+    def _forward(self, items: Sequence[_Item]) -> list[Answer]:
+        """One forward: rows of one encoder, injection and prompt shape; prompts and heads may differ."""
+        distinct = {id(item.ready.composed): item.ready.composed for item in items}
+        every = list(distinct.values())
+        prompts = [composed.prompts for composed in every if composed.prompts is not None]
+        place = {key: index for index, key in enumerate(distinct)}
+        return answer_rows(
+            MRCModel(every[0].backbone, every[0].head),
+            [item.row for item in items],
+            [item.example.context for item in items],
+            [item.example.options for item in items],
+            torch.stack(prompts) if prompts else None,
+            [place[id(item.ready.composed)] for item in items],
+            injection=every[0].injection,
+            heads=_heads(every),
+            tokens=self.tokens,
+        )
+
+    def _try(self, name: str) -> _Ready | Mp2Error:
+        try:
+            return self._get(name)
+        except Mp2Error as error:
+            return error
+
+    def _get(self, name: str) -> _Ready:
+        source = self._sources.get(name) or (self._store.find(name) if self._store else None)
+        if source is None:
+            raise CheckpointError(f"no task {name!r}; {nearest(name, self.tasks)}")
+        version = _version(source)  # taken before reading: what is replaced meanwhile is read again next time
+        with self._lock:
+            ready = self._ready.get(name)
+            if ready is not None and _same(ready.version, version):
+                self._ready.move_to_end(name)
+                return ready
+        adapter = source if isinstance(source, Adapter) else _load(name, source)
+        composed = _compose(name, adapter, self.base)
+        ready = _Ready(adapter.task, composed, version, _bytes(composed, self.base))
+        with self._lock:
+            self._drop(name)
+            self._ready[name] = ready
+            self._bytes += ready.bytes
+            while self._bytes > self.memory and len(self._ready) > 1:
+                self._drop(next(iter(self._ready)))
+        return ready
+
+    def _drop(self, name: str) -> None:
+        dropped = self._ready.pop(name, None)
+        self._bytes -= dropped.bytes if dropped else 0
+
+
+def _version(source: Adapter | Path) -> object:
+    """Changes whenever the source does: adapters are written aside and renamed, never in place."""
+    if isinstance(source, Adapter):
+        return source
+    try:
+        facts = (source / "adapter.json").stat()
+    except OSError:
+        return None
+    return source, facts.st_ino, facts.st_mtime_ns
+
+
+def _same(old: object, new: object) -> bool:
+    return old is new or (isinstance(old, tuple) and old == new)
+
+
+def _load(name: str, folder: Path) -> Adapter:
+    """Read an adapter folder; whatever is wrong with it becomes a CheckpointError that names no path."""
+    try:
+        return load_adapter(folder)
+    except Mp2Error as error:
+        raise CheckpointError(f"task {name!r}: {error}".replace(f"{folder}", name)) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"task {name!r}: not an adapter this version can read: {error}") from error
+
+
+def _compose(name: str, adapter: Adapter, base: Base) -> Composed:
+    """Compose, and check what a forward would trip over in the middle of other tasks' rows."""
+    for key, value in adapter.tensors.items():
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise CheckpointError(f"task {name!r}: damaged: {key} holds values that are no finite numbers")
+    try:
+        composed = compose(adapter, base)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"task {name!r}: not an adapter this version can read: {error}") from error
+    backbone, prompts = composed.backbone, composed.prompts
+    if composed.injection not in ("prefix", "add"):
+        raise CheckpointError(f"task {name!r}: unknown injection {composed.injection!r}; valid: prefix, add")
+    if prompts is not None:
+        shape = tuple(prompts.shape)
+        if len(shape) != 3 or shape[0] not in (1, backbone.depth) or shape[2] != backbone.hidden_size:
+            expected = f"({backbone.depth} or 1, P, {backbone.hidden_size})"
+            raise CheckpointError(f"task {name!r}: prompts: expected {expected}, got {shape}")
+    rows = 2 if isinstance(composed.head, SpanHead) else len(adapter.task.labels)
+    if tuple(composed.head.weight.shape) != (rows, backbone.hidden_size):
+        got = tuple(composed.head.weight.shape)
+        raise CheckpointError(f"task {name!r}: head: expected ({rows}, {backbone.hidden_size}), got {got}")
+    return composed
+
+
+def _reserve(composed: Composed) -> int:
+    """Positions that the prompt takes from the text."""
+    return composed.prompts.shape[1] if composed.prompts is not None and composed.injection == "add" else 0
+
+
+def _bytes(composed: Composed, base: Base) -> int:
+    """Memory that only this adapter needs."""
+    tensors: list[Tensor] = [composed.prompts] if composed.prompts is not None else []
+    tensors += composed.head.parameters()
+    if composed.backbone is not base.backbone:
+        tensors += composed.backbone.parameters()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _heads(composed: Sequence[Composed]) -> Heads | None:
+    """Span heads of several tasks, or None where they share a head."""
+    heads = [item.head for item in composed]
+    if len({id(head) for head in heads}) == 1:
+        return None
+    return torch.stack([head.weight for head in heads]), torch.stack([head.bias for head in heads])
+
+
+def _as_row(task: TaskSpec, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if not isinstance(row, str):
+        return row
+    if len(task.template_fields) != 1:
+        columns = ", ".join(task.column(field) for field in task.template_fields)
+        raise TaskError(f"task {task.name!r} reads several columns ({columns}); give a row, not a text")
+    return {task.column(task.template_fields[0]): row}
+
+
+def _compatible(items: Sequence[_Item]) -> list[list[_Item]]:
+    """Group rows that one forward can answer: same encoder, injection, prompt shape and kind of head."""
+    groups: dict[tuple[Any, ...], list[_Item]] = {}
+    for item in items:
+        composed = item.ready.composed
+        shape = None if composed.prompts is None else tuple(composed.prompts.shape)
+        head = (
+            None if isinstance(composed.head, SpanHead) else id(composed.head)
+        )  # classifiers cannot be mixed
+        groups.setdefault((id(composed.backbone), composed.injection, shape, head), []).append(item)
+    return list(groups.values())

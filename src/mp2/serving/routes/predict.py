@@ -1,0 +1,73 @@
+"""Routes that answer texts: one task, or many in one request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from mp2.errors import CheckpointError, Mp2Error
+from mp2.serving.batcher import Outcome
+from mp2.serving.edge import FACTS
+from mp2.serving.problem import ProblemError
+from mp2.serving.routes.access import Caller, ServiceOf, refusals
+from mp2.serving.schemas import MixedBody, PredictBody, PredictResponse
+from mp2.serving.service import Service
+
+router = APIRouter(prefix="/v1", tags=["answers"])
+COMMON = (400, 401, 408, 413, 422, 429, 503, 504)
+
+
+@router.post("/tasks/{task}/predict", response_model=PredictResponse, responses=refusals(404, *COMMON))
+async def predict(
+    task: str, body: PredictBody, request: Request, service: ServiceOf, key: Caller
+) -> JSONResponse:
+    """Answer one or many inputs of a task."""
+    if not service.predictor.knows(task):
+        raise unknown(task)
+    inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    request.scope[FACTS].update(task=task, rows=len(inputs))
+    outcomes = await service.answer([(task, item) for item in inputs], body.timeout_ms / 1000)
+    problems = [
+        (index, _problem(service, task, outcome))
+        for index, outcome in enumerate(outcomes)
+        if isinstance(outcome, Mp2Error)
+    ]
+    if problems:
+        worst = max((problem for _, problem in problems), key=lambda problem: problem.status)
+        details = [{"index": index, "message": str(problem)} for index, problem in problems]
+        raise ProblemError(worst.status, worst.kind, str(worst), details)
+    return JSONResponse({"predictions": [_shown(service, task, outcome) for outcome in outcomes]})
+
+
+@router.post("/predict", response_model=PredictResponse, responses=refusals(*COMMON))
+async def predict_mixed(body: MixedBody, request: Request, service: ServiceOf, key: Caller) -> JSONResponse:
+    """Answer inputs of any tasks; an input that cannot be answered gets an error in its place."""
+    request.scope[FACTS].update(rows=len(body.requests))
+    rows = [(item.task, item.input) for item in body.requests]
+    outcomes = await service.answer(rows, body.timeout_ms / 1000)
+    shown = [
+        {"task": item.task, **_shown(service, item.task, outcome)}
+        for item, outcome in zip(body.requests, outcomes, strict=True)
+    ]
+    return JSONResponse({"predictions": shown})
+
+
+def unknown(task: str) -> ProblemError:
+    """The answer for a task that does not exist."""
+    return ProblemError(404, "unknown_task", f"no task {task[:80]!r}; GET /v1/tasks lists them")
+
+
+def _shown(service: Service, task: str, outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Mp2Error):
+        return {"error": _problem(service, task, outcome).body()}
+    return outcome.as_dict()
+
+
+def _problem(service: Service, task: str, error: Mp2Error) -> ProblemError:
+    if not isinstance(error, CheckpointError):
+        return ProblemError(422, "invalid", str(error))
+    if not service.predictor.knows(task):
+        return unknown(task)
+    return ProblemError(503, "bad_adapter", str(error))

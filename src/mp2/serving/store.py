@@ -1,0 +1,97 @@
+"""A folder of adapters by name: the truth about which tasks exist.
+
+Decides which names are names: a task's name can never leave the folder. Does not read what is inside an
+adapter. Everything is put in place by one rename, so a reader sees an adapter or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from mp2.errors import CheckpointError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+CLOCK = 50_000_000  # nanoseconds: two changes of a folder closer than this may carry one time
+
+
+class Store:
+    """Adapters in a folder.
+
+    Args:
+        folder: The folder; made when absent.
+
+    Raises:
+        CheckpointError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._listed: tuple[int, tuple[str, ...]] = (-1, ())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be used as a folder of adapters: {error}") from error
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all adapters, sorted; listed again only when the folder has changed."""
+        changed = self.folder.stat().st_mtime_ns
+        if changed == self._listed[0]:
+            return self._listed[1]
+        found = tuple(sorted(item.name for item in self.folder.iterdir() if self.find(item.name)))
+        if time.time_ns() - changed > CLOCK:
+            self._listed = (changed, found)
+        return found
+
+    def find(self, name: str) -> Path | None:
+        """Folder of an adapter, or None where there is none of that name."""
+        if not NAME.fullmatch(name):
+            return None
+        folder = self.folder / name
+        return folder if (folder / "adapter.json").is_file() else None
+
+    def publish(self, name: str, finished: Path, *, replace: bool = False) -> None:
+        """Move a finished adapter folder of the same file system to its name.
+
+        Raises:
+            CheckpointError: The name is no valid name, or is taken and ``replace`` is false.
+        """
+        if not NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} is no valid task name: expected {NAME.pattern}")
+        target = self.folder / name
+        if target.exists():
+            if not replace:
+                raise CheckpointError(f"task {name!r} exists already")
+            self._discard(target)
+        finished.rename(target)
+
+    def delete(self, name: str) -> bool:
+        """Remove an adapter; says whether there was one."""
+        folder = self.find(name)
+        if folder is None:
+            return False
+        self._discard(folder)
+        return True
+
+    def archive(self, name: str, file: IO[bytes]) -> bool:
+        """Write an adapter as a zip file with one folder; says whether there is such an adapter."""
+        folder = self.find(name)
+        if folder is None:
+            return False
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for item in sorted(folder.iterdir()):
+                if item.is_file():
+                    archive.write(item, f"{name}/{item.name}")
+        return True
+
+    def _discard(self, folder: Path) -> None:
+        aside = Path(tempfile.mkdtemp(prefix=".deleted.", dir=self.folder))
+        with contextlib.suppress(FileNotFoundError):  # another request may have been quicker
+            folder.rename(aside / "deleted")
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""Pre-training of Poly (multi-task LoRA with a router) on the upstream tasks: the rival of step 2.
+
+The same tasks, batches, loss and loop as ``multitask``; what moves are low-rank pairs, their routers and the
+span head, in an encoder that is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mp2.data.prepare import PreparedTask
+from mp2.data.sampling import MultiTaskSampler
+from mp2.model.answers import dev_score
+from mp2.model.checkpoint import Base
+from mp2.model.low_rank import LowRank, Skills, SkillsConfig
+from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
+from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
+
+Item = tuple[int, list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PolyConfig:
+    """A run.
+
+    Attributes:
+        skills: Shape of the modules.
+        lr: Learning rate of pairs, routers and head.
+        rows: Rows per batch.
+        tokens: Padded tokens per batch at most.
+        dev_rows: Dev rows per task in an evaluation.
+        loop: Steps, schedule, checkpoints.
+        seed: Seed of initial values, sampling and noise.
+    """
+
+    skills: SkillsConfig = field(default_factory=SkillsConfig)
+    lr: tuple[float, float, float] = (1e-3, 5e-3, 1e-3)
+    rows: int = 32
+    tokens: int = 6144
+    dev_rows: int = 64
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
+    seed: int = 42
+
+
+class PolyRun:
+    """Parameters and batches of one run.
+
+    Args:
+        base: The encoder; the modules are put into it, so it is of no other use afterwards.
+        tasks: Prepared upstream tasks.
+        config: The run.
+    """
+
+    def __init__(self, base: Base, tasks: Mapping[str, PreparedTask], config: PolyConfig) -> None:
+        self.config = config
+        self.fingerprint = base.fingerprint  # of the encoder as it came
+        plain = MultiTaskConfig(
+            "poly",
+            None,
+            lr={"head": config.lr[2]},
+            rows=config.rows,
+            tokens=config.tokens,
+            dev_rows=config.dev_rows,
+            loop=config.loop,
+            seed=config.seed,
+        )
+        self.run = MultiTaskRun(base, tasks, plain)
+        self.modules = LowRank(base.backbone, config.skills, len(self.run.names))
+
+    def groups(self) -> list[Group]:
+        """Parameter groups; everything else is frozen."""
+        lora, router, _ = self.config.lr
+        groups = [
+            *self.run.groups(),
+            Group("lora", self.modules.pairs(), lora),
+            Group("router", self.modules.routers(), router, weight_decay=0.0),
+        ]
+        for group in groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(True)
+        return groups
+
+    def loss(self, item: Item) -> tuple[Tensor, int, int]:
+        """Summed loss of a batch, its rows and tokens."""
+        self.modules.use(item[0], sample=True)
+        return self.run.loss(item)
+
+    def evaluate(self) -> dict[str, float]:
+        """Dev metric of every task; ``score`` is their unweighted mean."""
+        scores = {}
+        for index, (name, (rows, examples)) in enumerate(self.run.dev_rows.items()):
+            self.modules.use(index, sample=False)
+            metric = self.run.tasks[name].spec.metric or "accuracy"
+            scores[name] = dev_score(self.run.model, rows, examples, metric)
+        return {"score": sum(scores.values()) / len(scores), **scores}
+
+    def trained(self, progress: Progressed) -> Skills:
+        """The modules as they stand, with the facts of the run."""
+        tensors = {
+            name: value.detach() for name, value in (self.modules.pairs() | self.modules.routers()).items()
+        }
+        facts = self.run.facts(progress)
+        return Skills(self.config.skills, tensors, self.run.names, self.run.head, self.fingerprint, facts)
+
+
+def pretrain_poly(base: Base, tasks: Mapping[str, PreparedTask], config: PolyConfig, folder: Path) -> Skills:
+    """Run (or resume), and write the modules to ``folder/bank``.
+
+    Args:
+        base: The frozen encoder; of no other use afterwards.
+        tasks: Prepared upstream tasks.
+        config: The run.
+        folder: Logs, checkpoints and the modules.
+    """
+    torch.manual_seed(config.seed)
+    run = PolyRun(base, tasks, config)
+    sampler = MultiTaskSampler(
+        [rows.lengths for rows in run.run.train_rows.values()],
+        rows=config.rows,
+        tokens=config.tokens,
+        seed=config.seed,
+    )
+    trainer = Trainer(
+        run.groups(),
+        sampler,
+        run.loss,
+        config.loop,
+        folder=folder,
+        evaluate=run.evaluate,
+        device=base.device,
+        title="poly",
+    )
+    skills = run.trained(trainer.fit())
+    skills.save(folder / "bank")
+    return skills

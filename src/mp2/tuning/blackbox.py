@@ -1,0 +1,145 @@
+"""Black-box stages: Bayesian optimisation of the router, CMA-ES of the fused prompt, by forward passes alone.
+
+One call is one candidate on the whole train set, as the paper counts; dev scores are not calls. Decides
+nothing about which stages a method has (``mp2.tuning.methods``).
+
+References:
+    Paper sections 3.3 and 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mp2.errors import ConfigError
+from mp2.tuning.asktell import Array, check_budget, search
+from mp2.tuning.bayes import GpUcb
+from mp2.tuning.layerwise import LayerWalk
+from mp2.tuning.objective import Objective
+from mp2.tuning.search_run import SearchRun
+from mp2.tuning.stages import Bayes, Cma
+from mp2.tuning.state import TaskState
+
+RELEASED_EVERY = 10  # calls between dev scores of the released stage I
+
+
+def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
+    """Run one stage from the state as it stands; the caller restores the best afterwards.
+
+    Args:
+        run: What the stages share.
+        stage: The settings.
+        index: Number of the stage.
+
+    Returns:
+        False when nothing ran, because the stage was done before the search was resumed.
+
+    Raises:
+        ConfigError: A budget that is too small, or a bank that cannot be searched.
+        SearchError: A loss is not finite; carries the best candidate.
+    """
+    if not run.enter(index):
+        return False
+    train = Objective(run.state, run.train, run.task, loss=stage.loss)
+    ended, calls = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
+    run.leave(ended, calls)
+    return True
+
+
+def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> tuple[str, int]:
+    assert run.state.router is not None
+    known = known_routers(run.state) if stage.transfer else {}
+    optimiser = GpUcb(
+        run.state.router.numel(),
+        box=stage.box,
+        kappa=stage.kappa,
+        random=stage.random,
+        first=np.stack(list(known.values())) if known else None,
+        seed=run.seed,
+        trust_region=stage.trust_region,
+    )
+    if run.search is not None:
+        optimiser.load_state_dict(run.search)
+
+    def each(candidates: Array, losses: Array) -> None:
+        before = optimiser.calls - len(losses)
+        chosen = _worth_scoring(run, stage, losses, before)
+        scores = _score_routers(run, candidates, losses, chosen, before)
+        for i, loss in enumerate(losses):
+            run.line(before + i + 1, f"router/{before + i + 1}", float(loss), scores.get(i))
+        if before == 0 and known:
+            run.facts["similar_tasks"] = _ranked(list(known), losses)
+        run.save(optimiser.state_dict(), now=optimiser.calls >= stage.calls)
+
+    found = search(train, optimiser, stage.calls, each=each)
+    return found.ended, found.calls
+
+
+def known_routers(state: TaskState) -> dict[str, Array]:
+    """Routers of the pre-trained tasks by name, each ``(L*K,)``.
+
+    Raises:
+        ConfigError: They belong to another bank.
+    """
+    source = state.source
+    if source is None or not len(source.router):
+        return {}
+    c = source.bank.config
+    if source.router.shape[1:] != (c.layers, c.modules):
+        raise ConfigError(
+            f"bank {source.name!r}: expected routers (tasks, {c.layers}, {c.modules}), got"
+            f" {tuple(source.router.shape)}: they belong to another bank"
+        )
+    flat = source.router.flatten(1).double().cpu().numpy()
+    return dict(zip(source.tasks, flat, strict=True))
+
+
+def _worth_scoring(run: SearchRun, stage: Bayes, losses: Array, before: int) -> list[int]:
+    """Which of the candidates just told are scored on the dev rows."""
+    chosen = []
+    for i, loss in enumerate(losses):
+        tenth = (before + i + 1) % RELEASED_EVERY == 0
+        if tenth if stage.select == "released" else loss < run.lowest:
+            chosen.append(i)
+        run.lowest = min(run.lowest, float(loss))
+    return chosen
+
+
+def _score_routers(
+    run: SearchRun, candidates: Array, losses: Array, chosen: Sequence[int], before: int
+) -> dict[int, float]:
+    if not chosen:
+        return {}
+    router = run.state.router
+    assert router is not None
+    logits = run.tensor(candidates[list(chosen)]).view(-1, *router.shape[1:])
+    measured = run.dev.measure(run.state.route(logits))
+    for i, values, (metric, loss) in zip(chosen, logits, measured, strict=True):
+        router.copy_(values[None])
+        run.offer(metric, loss, before + i + 1, float(losses[i]))
+    return {i: metric for i, (metric, _) in zip(chosen, measured, strict=True)}
+
+
+def _cma(run: SearchRun, stage: Cma, train: Objective) -> tuple[str, int]:
+    layers = run.state.projector.config.layers
+    budget = stage.rounds * stage.popsize * layers or stage.calls
+    check_budget(budget, stage.popsize)
+    walk = LayerWalk(run, stage, train, budget)
+    if run.search is not None:
+        walk.load_state_dict(run.search)
+    try:
+        while walk.calls < budget and not walk.stop:
+            walk.generation()
+            run.save(walk.state_dict(), now=walk.calls >= budget)
+    except KeyboardInterrupt:
+        return "interrupted", walk.calls
+    return walk.stop or "budget", walk.calls
+
+
+def _ranked(tasks: Sequence[str], losses: Array) -> list[list[Any]]:
+    """Known tasks with the loss their router has here, the most similar first."""
+    pairs = zip(tasks, losses[: len(tasks)].tolist(), strict=False)
+    return [[task, round(loss, 6)] for task, loss in sorted(pairs, key=lambda pair: pair[1])]

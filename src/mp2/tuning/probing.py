@@ -1,0 +1,201 @@
+"""Linear probing and SetFit: a classifier on pooled states, and an encoder that pulls labels apart.
+
+Both fit the classifier by L-BFGS on states that are computed once, so a fit costs one forward of the rows.
+
+References:
+    SetFit: Tunstall et al., arXiv:2209.11055 (contrastive pairs with cosine loss, then a logistic head).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mp2.data.batch import collate
+from mp2.model.probe import ProbeHead, pooled
+from mp2.tasks.spec import TaskSpec
+from mp2.training.loop import Group, LoopConfig, Trainer
+from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches
+from mp2.tuning.stages import Contrastive, Probe
+from mp2.tuning.state import TaskState
+
+Record = Callable[[dict[str, float]], None]
+
+
+def run_probe(
+    state: TaskState,
+    stage: Probe,
+    index: int,
+    task: TaskSpec,
+    train: Shots,
+    dev: Shots,
+    best: Best,
+    record: Record,
+) -> None:
+    """Fit the classifier with each strength of regularisation; the dev set decides.
+
+    Args: as for :func:`mp2.tuning.gradient.run_gradient`.
+    """
+    begin = time.monotonic()
+    states, labels = features(state, train)
+    for step, strength in enumerate(stage.strengths, start=1):
+        loss = fit_probe(probe_of(state), states, labels, strength)
+        metric, dev_loss = dev_measure(state, task, dev)
+        best.offer(state, index, metric, dev_loss)
+        seconds = time.monotonic() - begin
+        record(
+            {
+                "stage": index,
+                "step": step,
+                "loss": loss,
+                "dev": metric,
+                "dev_loss": dev_loss,
+                "seconds": seconds,
+            }
+        )
+
+
+def probe_of(state: TaskState) -> ProbeHead:
+    """The classifier of a method that has one."""
+    assert isinstance(state.head, ProbeHead)
+    return state.head
+
+
+@torch.no_grad()
+def features(state: TaskState, shots: Shots) -> tuple[Tensor, Tensor]:
+    """Pooled states ``(R, H)`` and labels ``(R,)`` of rows."""
+    state.model.eval()
+    found, labels = [], []
+    for batch in micro_batches(shots.rows, state.base.tokenizer.pad_token_id, state.base.device):
+        found.append(pooled(state.model.backbone(batch.ids, batch.mask), batch))
+        labels.append(batch.answer)
+    return torch.cat(found), torch.cat(labels)
+
+
+def fit_probe(probe: ProbeHead, states: Tensor, labels: Tensor, strength: float) -> float:
+    """Logistic regression by L-BFGS, from zero; returns the mean loss on the rows.
+
+    Args:
+        probe: The classifier, changed in place.
+        states: ``(R, H)``.
+        labels: ``(R,)``.
+        strength: Weight of the squared norm, in units of one row's loss; states are scaled to unit variance.
+    """
+    mean, scale = states.mean(dim=0), states.std(dim=0, correction=0).clamp_min(1e-6)
+    scaled = (states - mean) / scale
+    weight = torch.zeros_like(probe.weight, requires_grad=True)
+    bias = torch.zeros_like(probe.bias, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(scaled @ weight.T + bias, labels)
+        (loss + strength * weight.square().sum() / weight.shape[1]).backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        probe.weight.copy_(weight / scale)
+        probe.bias.copy_(bias - (weight / scale) @ mean)
+        return float(F.cross_entropy(states @ probe.weight.T + probe.bias, labels))
+
+
+class _Pairs:
+    """Batches of rows in which every label that is present has two rows or more, as far as there are."""
+
+    def __init__(self, labels: Tensor, rows: int, seed: int) -> None:
+        self.labels, self.rows = labels, rows
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __next__(self) -> list[int]:
+        if len(self.labels) <= self.rows:
+            return list(range(len(self.labels)))
+        kinds = self.labels.unique()
+        chosen: list[int] = []
+        for kind in kinds[torch.randperm(len(kinds), generator=self.generator)].tolist():
+            members = (self.labels == kind).nonzero()[:, 0]
+            share = max(2, self.rows // len(kinds))
+            order = torch.randperm(len(members), generator=self.generator)[:share]
+            chosen += members[order].tolist()
+        return chosen[: self.rows]
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: object) -> None:
+        del state  # few-shot tuning leaves no checkpoints
+
+
+def run_contrastive(
+    state: TaskState,
+    stage: Contrastive,
+    index: int,
+    task: TaskSpec,
+    train: Shots,
+    dev: Shots,
+    best: Best,
+    record: Record,
+    *,
+    seed: int,
+) -> None:
+    """Pull rows of one label together and rows of two apart; each dev score fits the classifier anew.
+
+    Args: as for :func:`mp2.tuning.gradient.run_gradient`, and the seed of the batches.
+    """
+    begin = time.monotonic()
+    parameters = state.parameters("backbone")
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    labels = torch.tensor([-1 if row.answer is None else row.answer for row in train.rows])
+    last_loss = [0.0]
+
+    def loss(chosen: list[int]) -> tuple[Tensor, int, int]:
+        state.model.eval()
+        pad = state.base.tokenizer.pad_token_id
+        batch = collate([train.rows[i] for i in chosen], pad_id=pad).to(state.base.device)
+        value = pair_loss(pooled(state.model.backbone(batch.ids, batch.mask), batch), batch.answer)
+        last_loss[0] = float(value.detach())
+        return value, 1, batch.ids.numel()
+
+    def evaluate() -> dict[str, float]:
+        fit_probe(probe_of(state), *features(state, train), stage.strength)
+        metric, dev_loss = dev_measure(state, task, dev)
+        best.offer(state, index, metric, dev_loss)
+        seconds = time.monotonic() - begin
+        facts = {"loss": last_loss[0], "dev": metric, "dev_loss": dev_loss, "seconds": seconds}
+        record({"stage": index, "step": trainer.state.step, **facts})
+        return {"score": metric}
+
+    trainer = Trainer(
+        [Group("backbone", parameters, stage.lr, weight_decay=0.0)],
+        _Pairs(labels, stage.rows, seed),
+        loss,
+        LoopConfig(stage.steps, clip=1.0, eval_every=stage.eval_every),
+        evaluate=evaluate,
+        device=state.base.device,
+    )
+    try:
+        trainer.fit()
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+
+
+def pair_loss(states: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of the cosine of every pair to 1 (same label) or 0; both kinds weigh the same.
+
+    Args:
+        states: ``(R, H)``.
+        labels: ``(R,)``.
+    """
+    unit = F.normalize(states, dim=-1)
+    same = labels[:, None] == labels[None]
+    upper = torch.ones_like(same).triu(diagonal=1)
+    error = (unit @ unit.T - same.to(unit.dtype)).square()
+    parts = [error[upper & kind].mean() for kind in (same, ~same) if bool((upper & kind).any())]
+    return torch.stack(parts).mean() if parts else error.sum() * 0

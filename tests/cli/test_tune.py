@@ -1,0 +1,126 @@
+"""``mp2 tune`` and ``mp2 predict`` end to end, as a user runs them, and her mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mp2.cli.main import app
+from mp2.errors import Mp2Error
+from mp2.model.checkpoint import Base
+
+GOOD = "text,label\n" + "".join(
+    f"{name}{word},{label}\n"
+    for name in ("味道", "服务", "店", "音乐", "手机", "咖啡")
+    for word, label in (("很好喜欢", "好评"), ("太差难看", "差评"))
+)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def tune(tmp_path: Path, base: Base, text: str | bytes, *more: str) -> Result:
+    file = tmp_path / "shots.csv"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return run(
+        "tune", file, "--out", tmp_path / "a", "--model", base.path, "--method", "mp2-deep-gd-router", *more
+    )
+
+
+def test_a_csv_becomes_an_adapter_that_answers(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, GOOD, "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["method"] == "mp2-deep-gd-router" and summary["tuned_parameters"] == 9
+    assert {file.name for file in (tmp_path / "a").iterdir()} == {
+        "adapter.json",
+        "adapter.safetensors",
+        "task.yaml",
+    }
+    (tmp_path / "new.csv").write_text("text\n服务很好\n音乐难看\n", encoding="utf-8")
+    found = run("predict", tmp_path / "a", "--input", tmp_path / "new.csv", "--model", base.path)
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(lines) == 2 and all(line["label"] in ("正面", "负面") for line in lines)
+    assert all(sum(line["scores"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
+
+
+def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) -> None:
+    rows = "".join(f"我去了北京第{i}次,北京\n上海的咖啡{i}号店很好,上海\n" for i in range(4))
+    result = tune(tmp_path, base, "sentence,target\n" + rows, "--json")
+    assert result.exit_code == 0, result.output
+    text = "😀ＡＢＣ 的 café 很好"
+    found = run("predict", tmp_path / "a", text, "--model", base.path, "--json")
+    answer = json.loads(found.stdout)
+    if answer["span"]:
+        assert text[answer["span"]["start"] : answer["span"]["end"]] == answer["answer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        (GOOD.encode("gb18030"), "GB18030"),
+        (GOOD.replace("text,label", "words,mood"), "words"),
+        (GOOD + "只有一行,怪评\n", "怪评"),
+    ],
+    ids=["empty file", "wrong encoding", "columns without meaning", "label with one example"],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    base: Base, tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    result = tune(tmp_path, base, text)
+    assert isinstance(result.exception, Mp2Error) and message in str(result.exception)
+    assert "shots.csv" in str(result.exception) and not (tmp_path / "a").exists()
+
+
+def test_an_unknown_label_names_file_line_and_the_nearest(base: Base, tmp_path: Path) -> None:
+    task = tmp_path / "moods.yaml"
+    task.write_text("name: moods\nfamily: classification\nlabels: [正面, 负面]\n", encoding="utf-8")
+    result = tune(tmp_path, base, "text,label\n很好,正面\n太差,负面评\n", "--task", str(task))
+    assert "shots.csv:3: unknown label '负面评'" in str(result.exception)
+    assert "did you mean '负面'" in str(result.exception)
+
+
+def test_an_answer_that_is_not_in_its_context_names_the_line(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, "sentence,target\n我去了北京,北京\n我去了北京,上海\n")
+    assert "shots.csv:3: the answer '上海' does not occur in the context" in str(result.exception)
+
+
+def test_nan_and_lists_where_text_belongs_are_told(base: Base, tmp_path: Path) -> None:
+    for value in ("NaN", '["a"]', "null"):
+        file = tmp_path / "rows.jsonl"
+        good = '{"text": "很好", "label": "好评"}\n{"text": "太差", "label": "差评"}\n'
+        file.write_text(good * 2 + f'{{"text": {value}, "label": "好评"}}\n', encoding="utf-8")
+        result = run("tune", file, "--out", tmp_path / "a", "--model", base.path)
+        assert isinstance(result.exception, Mp2Error), value
+        assert "rows.jsonl:5" in str(result.exception) and not (tmp_path / "a").exists()
+
+
+def test_options_longer_than_the_window_are_told(base: Base, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"document": "文", "question": "问", "options": ["长" * 400, "二"], "label": 0}
+    file.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 4, encoding="utf-8")
+    result = run("tune", file, "--out", tmp_path / "a", "--model", base.path)
+    assert isinstance(result.exception, Mp2Error) and "window of 128" in str(result.exception)
+
+
+def test_an_output_folder_that_exists_is_left_alone(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine.txt").write_text("keep")
+    result = tune(tmp_path, base, GOOD)
+    assert "exists already" in str(result.exception)
+    assert (tmp_path / "a" / "mine.txt").read_text() == "keep"
+
+
+def test_user_errors_exit_with_2_and_no_traceback(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "mp2.cli.main", "predict", str(tmp_path / "none"), "text"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no such adapter folder" in done.stderr

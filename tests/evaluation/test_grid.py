@@ -1,0 +1,158 @@
+"""The grid on a micro base and invented data: protocol, records, resume, failures, checks beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mp2.data.prepare import prepare
+from mp2.errors import ConfigError, DataError, TaskError
+from mp2.evaluation import grid as grid_module
+from mp2.evaluation.grid import Bench, Clock, Grid, Run, run_grid
+from mp2.evaluation.protocol import SPLITS, FewShotTask
+from mp2.evaluation.records import read_records
+from mp2.model.checkpoint import Base
+from mp2.tasks import catalogue
+from mp2.tuning.methods import METHODS, get_method
+from mp2.tuning.stages import Gradient
+from tests.evaluation.invented import write_data
+from tests.micro import micro_base
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def grid(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
+    quick = Gradient({"router": 0.1}, steps=2, eval_every=1)
+    monkeypatch.setitem(
+        METHODS, "mp2-deep-gd-router", replace(get_method("mp2-deep-gd-router"), stages=(quick,))
+    )
+    return Grid(("chnsent", "cote-bd"), ("zero-shot", "mp2-deep-gd-router"), (8, 13), root, cache, shots=(4,))
+
+
+def test_the_protocol_keeps_train_dev_and_test_apart(base: Base, root: Path, cache: Path) -> None:
+    prepared = prepare([catalogue.get("chnsent")], root, base.encoder(), cache, splits=SPLITS, protect=())
+    task = FewShotTask(prepared["chnsent"], base.encoder, test_rows=10)
+    first, again, other = task.draw(8, 4), task.draw(8, 4), task.draw(13, 4)
+    assert first == again and first.key != other.key
+    assert len(first.train) == len(first.dev) == 8
+    assert sorted(example.answer for example in first.train) == [0] * 4 + [1] * 4  # type: ignore[type-var]
+    texts = [{e.segments[1].text for e in rows} for rows in (first.train, first.dev, task.test_examples)]
+    assert not texts[0] & texts[1] and not (texts[0] | texts[1]) & texts[2]
+    same = FewShotTask(prepared["chnsent"], base.encoder, test_rows=10)
+    assert same.test_key == task.test_key and len(task.test(0)) == 10
+    assert task.test(4) is task.test(4)
+
+
+def test_a_grid_writes_one_whole_record_per_run(base: Base, grid: Grid, tmp_path: Path) -> None:
+    lines: list[str] = []
+    out = tmp_path / "records.jsonl"
+    assert run_grid(grid, out, base=base, say=lines.append) == (8, 0)
+    records = read_records([out])
+    assert len(records) == 8 and "ETA" in lines[-1]
+    for r in records:
+        assert r.test == pytest.approx(sum(r.row_scores) / r.test_rows, abs=1e-3)
+        assert r.test_rows == 24 and r.train_rows == (8 if r.task == "chnsent" else 4)
+        assert r.curve[0]["stage"] == -1 and r.base_fingerprint == base.fingerprint
+        assert r.peak_memory["process_mib"] > 0 and r.versions["mp2"] and r.machine["cores"]
+    tuned = [r for r in records if r.method == "mp2-deep-gd-router"]
+    assert {r.calls for r in tuned} == {2} and {r.tuned_parameters for r in tuned} == {9}
+    assert {r.metric for r in records} == {"accuracy", "f1"}
+    draws = {(r.task, r.seed, r.draw) for r in records}
+    assert len(draws) == 4  # all methods see the same rows
+
+
+def test_a_grid_goes_on_where_it_stopped_with_the_same_numbers(
+    base: Base, grid: Grid, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    run_grid(grid, whole, base=base, say=lambda _: None)
+    run_grid(replace(grid, seeds=(8,)), parts, base=base, say=lambda _: None)
+    data = parts.read_bytes()
+    parts.write_bytes(data[: len(data) - 40])  # killed while writing the last record
+    assert run_grid(grid, parts, base=base, say=lambda _: None) == (5, 0)
+    assert run_grid(grid, parts, base=base, say=lambda _: None) == (0, 0)
+    assert {(r.key, r.test, str(r.scores)) for r in read_records([parts])} == {
+        (r.key, r.test, str(r.scores)) for r in read_records([whole])
+    }
+
+
+def test_a_failed_run_is_recorded_and_the_grid_goes_on(
+    base: Base, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = grid_module.tune
+
+    def fails_once(*args: object, **named: object) -> object:
+        if args[1].name == "chnsent" and named["seed"] == 8:  # type: ignore[attr-defined]
+            raise MemoryError("no room")
+        return real(*args, **named)  # type: ignore[arg-type]
+
+    out = tmp_path / "records.jsonl"
+    monkeypatch.setattr(grid_module, "tune", fails_once)
+    assert run_grid(grid, out, base=base, say=lambda _: None) == (6, 2)
+    failed = [r for r in read_records([out]) if r.status == "failed"]
+    assert {r.error for r in failed} == {"MemoryError: no room"}
+    monkeypatch.setattr(grid_module, "tune", real)
+    assert run_grid(grid, out, base=base, say=lambda _: None) == (2, 0)
+
+
+def test_too_small_a_pool_fails_the_run_only(base: Base, grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    small = replace(grid, tasks=("chnsent",), methods=("zero-shot",), seeds=(8,), shots=(2, 100))
+    assert run_grid(small, out, base=base, say=lambda _: None) == (1, 1)
+    assert "the pool is too small" in read_records([out])[1].error
+
+
+def test_what_all_runs_need_is_checked_before_anything_runs(
+    base: Base, grid: Grid, tmp_path: Path, root: Path
+) -> None:
+    out = tmp_path / "records.jsonl"
+    with pytest.raises(ConfigError, match="no method 'mp2-deep'; did you mean"):
+        run_grid(replace(grid, methods=("mp2-deep",)), out, base=base)
+    with pytest.raises(TaskError, match="did you mean 'chnsent'"):
+        run_grid(replace(grid, tasks=("chnsen",)), out, base=base)
+    with pytest.raises(DataError, match="lcqmc: put"):
+        run_grid(replace(grid, tasks=("lcqmc",)), out, base=base)
+    with pytest.raises(ConfigError, match="stands twice"):
+        replace(grid, seeds=(8, 8))
+    with pytest.raises(ConfigError, match="name it with a variant"):
+        replace(grid, banks={"deep": "elsewhere"})
+    with pytest.raises(ConfigError, match="did you mean 'deep'"):
+        run_grid(replace(grid, banks={"dep": "elsewhere"}, variant="v"), out, base=base)
+    bare = Base(base.path / "encoder")  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="has no bank: no bank 'deep', needed by zero-shot, mp2-deep-gd-r"):
+        run_grid(grid, out, base=bare)
+    assert not out.read_bytes()
+
+
+def test_another_bank_is_another_variant(base: Base, grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    folder = Path(base.path) / "banks" / "deep"
+    same = replace(grid, banks={"deep": str(folder)}, variant="again", seeds=(8,), tasks=("chnsent",))
+    run_grid(same, out, base=base, say=lambda _: None)
+    assert {r.variant for r in read_records([out])} == {"again"}
+
+
+def test_the_clock_counts_each_method_by_itself() -> None:
+    slow, fast = get_method("model-tuning"), get_method("zero-shot")
+    runs = [Run(m, "lcqmc", s) for s in (8, 13) for m in (slow, fast)]
+    clock = Clock(runs)
+    clock.tick(runs[0], 100.0)
+    clock.tick(runs[1], 20.0)
+    assert clock.eta() == "2 min 00 s"
+
+
+def test_a_bench_is_ready_for_every_method(tmp_path: Path, root: Path, cache: Path) -> None:
+    base = micro_base(tmp_path / "micro")
+    bench = Bench(Grid(("chnsent",), ("all",), (8,), root, cache), base)
+    assert len(list(bench.runs())) == len(METHODS)

@@ -1,0 +1,177 @@
+"""The report from records to files: tables, figures with and without Chinese, one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mp2.cli.main import app
+from mp2.errors import ConfigError, DataError
+from mp2.evaluation import drawing, figures
+from mp2.evaluation.records import Record
+from mp2.evaluation.report import build_report, read_leaks
+from mp2.evaluation.results import Results
+from mp2.model.checkpoint import Base
+from tests.evaluation.invented import record
+
+CURVE = [
+    {"stage": -1, "step": 0, "dev": 0.5},
+    *({"stage": s, "step": k, "dev": 0.6 + s / 10 + k / 100} for s in (0, 1) for k in (5, 10)),
+]
+PLAIN = ("mp2-shallow-gd", "ppt")
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    found = []
+    for seed in (8, 13):
+        for method in PLAIN:
+            for task in ("bq", "lcqmc", "iflytek-10", "iflytek-30"):
+                found.append(record(method, task, seed, curve=CURVE, bank_fingerprint=method))
+            for shots in (4, 16):
+                found.append(
+                    record(
+                        method, "lcqmc", seed, shots=shots, bank_fingerprint=method, draw=f"{seed}/{shots}"
+                    )
+                )
+        for k in (1, 4):
+            found.append(record("mp2-shallow-gd", "lcqmc", seed, variant=f"k-{k}", bank_fingerprint=f"{k}"))
+    return found
+
+
+@pytest.fixture(params=["with a Chinese font", "without"])
+def fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "without":
+        monkeypatch.setattr(drawing, "chinese_font", lambda: None)
+        monkeypatch.setattr(figures, "chinese_font", lambda: None)
+        return False
+    if drawing.chinese_font() is None:
+        pytest.skip("no font with Chinese glyphs here")
+    return True
+
+
+class _Ids(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("href", "xlink:href") and value and value.startswith("#"):
+                self.links.append(value[1:])
+            if name in ("src", "href") and value and not value.startswith("#"):
+                self.outside.append(value)
+
+
+def test_all_files_are_written_and_the_page_stands_alone(
+    records: list[Record], base: Base, tmp_path: Path, fonts: bool
+) -> None:
+    report = build_report(Results(records), base=base)
+    assert {"figure3", "figure4a", "figure4b", "ablation-k"} <= set(report.figures)
+    files = {str(path.relative_to(tmp_path)) for path in report.write(tmp_path)}
+    assert {
+        "report.md",
+        "report.html",
+        "tables/cells.csv",
+        "figures/figure3.png",
+        "figures/figure3.svg",
+    } <= files
+    assert (tmp_path / "figures" / "figure4a.png").read_bytes().startswith(b"\x89PNG")
+    parser = _Ids()
+    text = (tmp_path / "report.html").read_text("utf-8")
+    parser.feed(text)
+    assert len(parser.ids) == len(set(parser.ids)) and set(parser.links) <= set(parser.ids)
+    assert not parser.outside and "<script" not in text
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text("utf-8")):
+        assert (tmp_path / link).is_file()
+
+
+def test_labels_are_chinese_only_where_they_can_be_drawn(records: list[Record], fonts: bool) -> None:
+    figure = figures.figure_4a(Results(records))
+    assert figure is not None
+    assert ("准确率" in figure.axes[0].get_ylabel()) == fonts
+    assert figure.axes[0].get_ylabel().startswith("accuracy")
+
+
+def test_figures_are_the_same_each_time(records: list[Record]) -> None:
+    made = [drawing.svg(figures.all_figures(Results(records))["figure4a"]) for _ in range(2)]
+    assert made[0] == made[1]
+
+
+def test_figure_3_draws_the_mean_and_the_stage_line(records: list[Record]) -> None:
+    figure = figures.figure_3(Results(records))
+    assert figure is not None and len(figure.axes) == 2
+    line, border = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [0, 5, 10, 15, 20]  # type: ignore[union-attr]
+    assert line.get_ydata() == pytest.approx([50, 65, 70, 75, 80])
+    assert list(border.get_xdata()) == [10, 10]
+
+
+def test_figure_5_orders_rows_as_the_tree_does(base: Base) -> None:
+    bank = base.bank("deep")
+    figure = figures.figure_5(
+        type(bank)("x", bank.bank, bank.router.repeat(2, 1, 1), ("a", "b", "c", "d"), bank.head)
+    )
+    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert {frozenset(labels[:2]), frozenset(labels[2:])} == {frozenset("ac"), frozenset("bd")}
+
+
+def test_too_little_for_a_figure_is_no_figure() -> None:
+    assert figures.all_figures(Results([record("head-only", bank=None, bank_fingerprint="")])) == {}
+
+
+def test_leaks_are_the_largest_share_with_another_task(tmp_path: Path) -> None:
+    path = tmp_path / "leaks.json"
+    rows = [
+        ("chnsent/test", "online/train", 60, 70, 100, 900),
+        ("waimai/dev", "chnsent/test", 5, 10, 50, 100),
+    ]
+    rows.append(("chnsent/pool", "chnsent/test", 90, 90, 1000, 100))
+    keys = ("first", "second", "first_rows", "second_rows", "first_size", "second_size")
+    path.write_text(json.dumps({"overlaps": [dict(zip(keys, row, strict=True)) for row in rows]}), "utf-8")
+    assert read_leaks(path) == {"chnsent": 0.6}
+    path.write_text("[]", "utf-8")
+    with pytest.raises(DataError, match="expected the output of 'mp2 data leaks --json'"):
+        read_leaks(path)
+
+
+def test_the_command_prints_and_writes(records: list[Record], tmp_path: Path) -> None:
+    path, out = tmp_path / "r.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps({"format": 1, **asdict(r)}) + "\n" for r in records), "utf-8")
+    done = CliRunner().invoke(app, ["report", str(path), "--out", str(out)])
+    assert done.exit_code == 0 and (out / "report.html").is_file()
+    shown = CliRunner().invoke(app, ["report", str(path)])
+    assert "paper: Shallow MP2" in shown.output
+    twice = CliRunner().invoke(app, ["report", str(path), str(path)])
+    assert isinstance(twice.exception, DataError)
+
+
+def test_the_evaluate_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MP2_DATA", raising=False)
+    common = ["evaluate", "--suite", "lcqmc", "--methods", "zero-shot", "--out", str(tmp_path / "r.jsonl")]
+    for extra, said in (
+        ([], "give the folder of the data sets"),
+        (["--root", str(tmp_path), "--seeds", "a"], "--seeds: expected whole numbers"),
+        (["--root", str(tmp_path), "--bank", "deep"], "expected NAME=FOLDER"),
+    ):
+        done = CliRunner().invoke(app, [*common, *extra])
+        assert isinstance(done.exception, ConfigError) and said in str(done.exception)
+
+
+def test_the_methods_command_lists_every_row() -> None:
+    from mp2.tuning.methods import METHODS
+
+    done = CliRunner().invoke(app, ["methods"])
+    assert all(name in done.output for name in METHODS)
+    rows = json.loads(CliRunner().invoke(app, ["methods", "--json"]).output)
+    assert [row["name"] for row in rows] == list(METHODS)

@@ -1,0 +1,189 @@
+"""Tables from invented records: rows, numbers, flags, refusals; and the paper's numbers as data."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from mp2.errors import ConfigError
+from mp2.evaluation import tables
+from mp2.evaluation.published import paper_table, published
+from mp2.evaluation.records import Record
+from mp2.evaluation.results import Results, mixtures
+from mp2.evaluation.typeset import Table, Text, comma_separated, escape_latex, html_table, latex, markdown
+from mp2.tasks import catalogue
+from mp2.tuning.methods import METHODS
+from tests.evaluation.invented import record
+
+SUITE = "unseen-task-7"
+
+
+def _records(methods: dict[str, float], tasks: tuple[str, ...] = catalogue.suite(SUITE)) -> list[Record]:
+    return [
+        record(m, t, seed, right=right, metric=str(catalogue.get(t).metric), seconds=30.0)
+        for seed in (8, 13, 21)
+        for t in tasks
+        for m, right in methods.items()
+    ]
+
+
+def _row(table: Table, name: str) -> list[str]:
+    return next([cell.text for cell in row] for row in table.rows if name in (row[0].text, row[1].text))
+
+
+def test_table_3_has_our_rows_each_with_the_papers_below() -> None:
+    results = Results(_records({"mp2-deep-gd": 0.8, "ppt": 0.5, "head-only": 0.4}))
+    table = tables.table_3(results, SUITE)
+    assert table is not None
+    names = [row[1].text for row in table.rows]
+    assert names[:5] == ["ppt", "paper: CPT PPT", "mp2-deep-gd", "paper: Deep MP2", "head-only"]
+    assert table.columns[3:] == ("ChnSent", "TNews", "OCNLI", "LCQMC", "DRCD", "C3", "COTE-BD", "Avg")
+    cell = results.cell("mp2-deep-gd", "lcqmc")
+    assert cell is not None
+    means = cell.scores.mean(axis=1)
+    expected = f"{100 * means.mean():.1f} ({100 * means.std(ddof=1):.1f})"
+    assert _row(table, "mp2-deep-gd")[6] == expected
+    assert _row(table, "paper: Deep MP2")[3] == "92.0 (0.1)"
+    bold = [row[1].text for row in table.rows for cell in row if cell.bold]
+    assert set(bold) == {"mp2-deep-gd"} and len(bold) == 8
+
+
+def test_a_part_of_a_suite_says_so_and_absent_cells_are_dashes() -> None:
+    records = _records({"mp2-deep-gd": 0.8, "ppt": 0.5}, ("lcqmc", "chnsent"))
+    records = [r for r in records if (r.method, r.task) != ("ppt", "chnsent")]
+    records = [r for r in records if (r.method, r.task, r.seed) != ("ppt", "lcqmc", 8)]
+    table = tables.table_3(Results(records), SUITE)
+    assert table is not None and table.columns[-1] == "Avg of 2"
+    assert _row(table, "ppt")[3] == "–" == _row(table, "ppt")[-1]
+    assert any(note == "Fewer seeds: ppt on lcqmc: 2." for note in table.notes)
+    assert _row(table, "paper: Deep MP2")[-1] == f"{(92.0 + 83.5) / 2:.1f}"
+
+
+def test_contaminated_cells_are_flagged_where_a_bank_was_used() -> None:
+    bare = [record("head-only", "lcqmc", bank=None, bank_fingerprint="")]
+    results = Results([*_records({"mp2-deep-gd": 0.8}, ("lcqmc",)), *bare])
+    table = tables.table_3(results, SUITE, {"lcqmc": 0.2})
+    assert table is not None
+    assert _row(table, "mp2-deep-gd")[3].endswith("†") and not _row(table, "head-only")[3].endswith("†")
+    assert "LCQMC 20.0 %" in table.notes[-1]
+
+
+def test_averages_wins_and_long_forms() -> None:
+    results = Results(_records({"mp2-deep-gd": 0.8, "ppt": 0.5}))
+    found = tables.comparisons(results, results.tasks())
+    average, wins = tables.averages(results, SUITE), tables.wins(results, SUITE, found)
+    assert average is not None and wins is not None
+    assert [row[0].text for row in average.rows] == ["mp2-deep-gd", "ppt"]
+    assert _row(wins, "mp2-deep-gd")[1:] == ["7", ""] and _row(wins, "ppt")[1:] == ["", "0"]
+    assert len(tables.cells_table(results).rows) == 14 and len(tables.pairs_table(found).rows) == 7
+    assert tables.table_3(results, "unseen-data-7") is None
+    assert tables.averages(results, "unseen-data-7") is None
+
+
+def test_pairs_use_the_seeds_that_all_methods_have() -> None:
+    records = [
+        r for r in _records({"mp2-deep-gd": 0.8, "ppt": 0.5}, ("lcqmc",)) if (r.method, r.seed) != ("ppt", 8)
+    ]
+    results = Results(records)
+    assert {m.shape for m in results.comparable(results.methods(), "lcqmc").values()} == {(2, 200)}
+
+
+def test_table_4_is_in_minutes() -> None:
+    methods = {"mp2-shallow-bb": 0.7, "mp2-deep-gd": 0.8}
+    table = tables.table_4(Results(_records(methods, ("bq", "lcqmc"))))
+    assert table is not None
+    assert _row(table, "mp2-shallow-bb") == ["mp2-shallow-bb", "–", "0.50", "–", "0.50"]
+    assert [cell.text for cell in table.rows[1]][1:] == ["14.46", "7.74", "25.20", "6.70"]
+    assert tables.table_4(Results(_records({"mp2-deep-gd": 0.8}))) is None
+
+
+def test_table_5_takes_the_shipped_bank_for_the_kind_that_has_no_variant() -> None:
+    plain = _records({"mp2-deep-gd": 0.8}, ("lcqmc",))
+    slow = [record("mp2-deep-gd", "lcqmc", s, variant="one-speed", bank_fingerprint="s") for s in (8, 13)]
+    table = tables.table_5(Results([*plain, *slow]))
+    assert table is not None
+    kinds = [(row[0].text, row[1].text) for row in table.rows if row[0].text == "mp2-deep-gd"]
+    assert kinds == [("mp2-deep-gd", "one-speed"), ("mp2-deep-gd", "two-speed (shipped)")]
+    assert tables.table_5(Results(plain)) is None
+
+
+def test_table_1_lists_the_banks_of_a_base(base: object) -> None:
+    table = tables.table_1(base)  # type: ignore[arg-type]
+    assert [row[0].text for row in table.rows][:2] == ["micro, bank deep", "micro, bank shallow"]
+    assert len(tables.table_1().rows) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base_fingerprint": "x"}, "models: micro"),
+        ({"bank_fingerprint": "x"}, "banks: deep"),
+        ({"versions": {"mp2": "9"}}, "package versions: 0.1.0: 1 runs, 9: 1 runs"),
+        ({"method_version": 2}, "method versions: mp2-deep-gd v1"),
+        ({"task_version": 2}, "task versions: lcqmc v1"),
+        ({"test_key": "x"}, "test rows: lcqmc"),
+    ],
+)
+def test_mixed_records_are_refused_unless_asked(change: dict[str, object], said: str) -> None:
+    records = [record(seed=8), record(seed=13, **change)]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"pass --mixed .*\n  {said}"):
+        Results(records)
+    assert Results(records, mixed=True).objections
+    assert not mixtures([record(seed=8), record(seed=13)])
+
+
+def test_methods_that_saw_other_rows_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match="few-shot draws"):
+        Results([record("ppt"), record("spot", draw="other")])
+
+
+def test_failed_runs_are_left_out_and_remembered_until_redone() -> None:
+    failed = record(seed=13, status="failed", error="boom")
+    assert Results([record(), failed]).failed == [failed]
+    assert Results([record(), failed, record(seed=13)]).failed == []
+    with pytest.raises(ConfigError, match="none of the 1 records"):
+        Results([failed])
+
+
+def test_the_papers_averages_are_those_of_its_cells() -> None:
+    for suite in tables.SUITE_TITLES:
+        for row in published(suite):
+            cells = [mean for task, (mean, _) in row.scores.items() if task != "average"]
+            if "average" in row.scores:
+                assert row.scores["average"][0] == pytest.approx(np.mean(cells), abs=0.11), row
+            assert set(row.scores) - {"average"} <= set(catalogue.suite(suite))
+            assert not row.method or row.method in METHODS or row.paradigm == "BB"
+
+
+def test_table_5_of_the_paper_is_the_gradient_rows_of_table_3() -> None:
+    kept = {("mp2-shallow-gd", "no"), ("mp2-deep-gd", "yes")}
+    rows = {row.method: row for row in published(SUITE)}
+    for row in paper_table(5):
+        if (row["method"], row["two_speed"]) in kept:
+            assert rows[row["method"]].scores[row["task"]][0] == pytest.approx(float(row["mean"]), abs=0.06)
+
+
+TABLE = Table(
+    "t",
+    "A & b",
+    ("x", "50 % †"),
+    [[Text("a_b|c"), Text("1.0", bold=True)], [Text("q"), Text("2", quiet=True)]],
+    ["n < 5"],
+)
+
+
+def test_the_forms() -> None:
+    assert "| a_b\\|c | **1.0** |" in markdown(TABLE) and "| q | *2* |" in markdown(TABLE)
+    assert list(csv.reader(io.StringIO(comma_separated(TABLE)))) == [
+        ["x", "50 % †"],
+        ["a_b|c", "1.0"],
+        ["q", "2"],
+    ]
+    text = latex(TABLE)
+    assert r"a\_b|c & \textbf{1.0} \\" in text and r"\caption{A \& b. n < 5}" in text and r"{lr}" in text
+    assert escape_latex("5 % ~ é") == r"5 \% \textasciitilde{} é"
+    page = html_table(TABLE)
+    assert '<td class="best">1.0</td>' in page and "n &lt; 5" in page and 'id="t"' in page

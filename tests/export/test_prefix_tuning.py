@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp2.errors import CheckpointError, ConfigError
+from mp2.export.prefix_tuning import export_peft
+from mp2.model.backbone import Prompts
+from mp2.model.checkpoint import Base, read_tensors
+from mp2.tuning.adapter import compose
+from tests.serving.kit import REVIEWS, adapter
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("kind", ["router", "prompts"])
+def test_peft_computes_the_same_hidden_states(base: Base, tmp_path: Path, kind: str) -> None:
+    made = adapter(base, REVIEWS, 3, kind)
+    export_peft(made, base, tmp_path / "peft")
+    encoder = transformers.AutoModel.from_pretrained(str(Path(base.path) / "encoder"), dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(encoder, str(tmp_path / "peft")).eval()
+
+    composed = compose(made, base)
+    assert composed.prompts is not None
+    ids = torch.randint(5, 300, (3, 17), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(17)[None] < torch.tensor([[17], [9], [4]])
+    ours = base.backbone(ids, mask, Prompts(composed.prompts[None]))
+    positions = torch.arange(17)[None] - composed.prompts.shape[1]
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions).last_hidden_state
+    assert torch.allclose(ours[mask], theirs[mask], atol=1e-5)
+    assert not torch.allclose(ours[mask], base.backbone(ids, mask)[mask], atol=1e-2)  # the prefix matters
+
+    head = read_tensors(tmp_path / "peft" / "head.safetensors")
+    assert torch.equal(head["weight"], composed.head.weight)
+    assert "- 4" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["shallow", "head", "backbone"])
+def test_what_peft_cannot_hold_is_refused(base: Base, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match="deep prompt"):
+        export_peft(adapter(base, REVIEWS, 3, kind), base, tmp_path / "peft")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_not_overwritten(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "peft").mkdir()
+    with pytest.raises(CheckpointError, match="exists"):
+        export_peft(adapter(base, REVIEWS, 3), base, tmp_path / "peft")
+    export_peft(adapter(base, REVIEWS, 3), base, tmp_path / "peft", replace=True)
+    assert (tmp_path / "peft" / "adapter_model.safetensors").exists()

@@ -1,0 +1,127 @@
+"""Steps 1, 1b and 2 and PPT on invented data: what moves, what is written, what comes together as a base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mp2.data.prepare import PreparedTask, prepare
+from mp2.errors import CheckpointError, ConfigError
+from mp2.model.checkpoint import Base, load_bank
+from mp2.training.assemble import assemble
+from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, pretrain_backbone
+from mp2.training.corpus import build_corpus
+from mp2.training.loop import LoopConfig
+from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
+from mp2.training.ppt import pretrain_ppt
+from tests.data.invented import rows_of, task, write_jsonl
+from tests.training.invented import invented_texts, invented_tokenizer
+
+FAMILIES = ("classification", "pair", "extraction")
+SHORT = LoopConfig(steps=3, save_every=2, eval_every=2, log_every=1)
+CONFIG = MultiTaskConfig(modules=3, length=4, intrinsic=6, rows=4, dev_rows=4, loop=SHORT)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, base: Base) -> dict[str, PreparedTask]:
+    """Three invented tasks of three families, prepared for the micro base."""
+    root = tmp_path_factory.mktemp("data")
+    specs = []
+    for family in FAMILIES:
+        specs.append(task(family, family, suffix="jsonl"))
+        for name, count in (("train", 60), ("test", 8)):
+            write_jsonl(root / family / f"{name}.jsonl", rows_of(family, count))
+    return prepare(specs, root, base.encoder(), root / "cache", splits=("train", "dev"), protect=[])
+
+
+def _state(run: MultiTaskRun) -> dict[str, torch.Tensor]:
+    assert run.bank is not None
+    parts = {"backbone": run.base.backbone, "bank": run.bank, "head": run.head}
+    found = {f"{name}.{k}": v.clone() for name, part in parts.items() for k, v in part.state_dict().items()}
+    return found | {"router": run.router.detach().clone()}
+
+
+@pytest.mark.parametrize("groups", [{"router": 0.1}, {"prompts": 0.1}, {"prompts": 0.1, "head": 0.1}])
+def test_only_the_named_groups_move(
+    base: Base, tasks: dict[str, PreparedTask], groups: dict[str, float]
+) -> None:
+    from mp2.training.loop import Trainer
+
+    run = MultiTaskRun(base, tasks, replace(CONFIG, lr=groups))  # type: ignore[arg-type]
+    before = _state(run)
+    items = iter([(0, [0, 1]), (1, [0, 1]), (2, [0, 1])])
+    Trainer(run.groups(), items, run.loss, LoopConfig(3)).fit()  # type: ignore[arg-type]
+    after = _state(run)
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {{"prompts": "bank"}.get(name, name) for name in groups}
+
+
+def test_a_bank_is_trained_written_and_resumed(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    whole = pretrain_prompts(base, tasks, CONFIG, tmp_path / "whole")
+    assert whole.tasks == FAMILIES and whole.router.shape == (3, 3, 3) and whole.base == base.fingerprint
+    assert set(whole.facts["dev"]) == {"step", "score", *FAMILIES}
+    loaded = load_bank(tmp_path / "whole" / "bank")
+    assert loaded.tasks == FAMILIES and loaded.bank.config == whole.bank.config
+    cut = replace(CONFIG, loop=replace(SHORT, minutes=1e-9))
+    for _ in range(3):
+        bank = pretrain_prompts(base, tasks, cut, tmp_path / "cut")
+    assert bank.fingerprint == whole.fingerprint and torch.equal(bank.router, whole.router)
+
+
+def test_step_2_refuses_to_move_the_encoder(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="keeps the encoder frozen"):
+        pretrain_prompts(base, tasks, replace(CONFIG, lr={"backbone": 1e-3}), tmp_path)
+
+
+def test_the_warm_up_moves_the_encoder_and_writes_it(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    own = Base(base.path)
+    warm_up(own, tasks, replace(CONFIG, depth=None, lr={"backbone": 1e-3, "head": 1e-3}), tmp_path)
+    written = Base(tmp_path / "encoder")
+    assert written.fingerprint != base.fingerprint
+    assert base.fingerprint == Base(base.path).fingerprint
+
+
+def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
+    tokenizer = invented_tokenizer()
+    tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
+    (tmp_path / "text.txt").write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
+    corpus = build_corpus([tmp_path / "text.txt"], tokenizer, tmp_path / "corpus")
+    shape = EncoderShape(layers=2, hidden=32, heads=2, ffn=64, positions=96)
+    loop = LoopConfig(steps=4, save_every=2)
+    config = BackboneConfig(shape, {"mlm": 0.5, "cloze": 0.5}, 1e-3, loop, tokens=512)
+    words = np.random.default_rng(0).normal(size=(len(tokenizer), 32)).astype(np.float32)
+    run = tmp_path / "run"
+    progress = pretrain_backbone(corpus, tmp_path / "tokenizer", config, run, embeddings=words)
+    assert progress.step == 4
+    bare = Base(run / "encoder")
+    ppt = pretrain_ppt(bare, corpus, LoopConfig(2, save_every=2), tmp_path / "ppt", length=4, tokens=512)
+    assert ppt.base == bare.fingerprint
+    made = assemble(
+        "tiny", run / "encoder", [tmp_path / "ppt" / "bank"], tmp_path / "tiny", notes="About it."
+    )
+    assert (
+        made.banks == ("ppt",)
+        and made.bank("ppt").fingerprint == load_bank(tmp_path / "ppt" / "bank").fingerprint
+    )
+    assert "About it." in (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match="exists already"):
+        assemble("tiny", run / "encoder", [], tmp_path / "tiny")
+
+
+def test_the_matching_start_attends_to_the_same_word() -> None:
+    words = np.random.default_rng(0).normal(size=(50, 32))
+    run = BackboneRun(BackboneConfig(EncoderShape(1, 32, 1, 64, 16)), 50, embeddings=words)
+    attention = run.encoder.encoder.layer[0].attention.self
+    hidden = run.model.backbone.embed(torch.tensor([[7, 9, 11, 7, 13]]))
+    scores = attention.query(hidden) @ attention.key(hidden).transpose(1, 2)
+    assert scores[0, 0].argsort(descending=True)[:2].sort().values.tolist() == [0, 3]

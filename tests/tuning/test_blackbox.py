@@ -1,0 +1,283 @@
+"""Black-box tuning from rows to adapter: budgets, what moves, what is kept, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mp2.errors import CheckpointError, ConfigError, SearchError
+from mp2.model.checkpoint import Base, TrainedBank
+from mp2.tuning import objective as objectives
+from mp2.tuning import search_state
+from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.gradient import micro_batches
+from mp2.tuning.methods import METHODS, Method
+from mp2.tuning.random_projection import draw_projection, hidden_scales
+from mp2.tuning.stages import Bayes, Cma
+from mp2.tuning.tune import tune
+from tests.micro import LAYERS, MODULES
+from tests.tuning.shots import prepared, review_rows, review_task
+
+ROUTER = Bayes(calls=8, random=5)
+FUSED = Cma(calls=50, popsize=6, sigma=(0.5, 0.5), eval_every=12)
+
+
+def method(name: str = "mp2-deep-bb", *stages: Bayes | Cma) -> Method:
+    """A published row with a budget for tests."""
+    return replace(METHODS[name], stages=stages or (ROUTER, FUSED))
+
+
+def run(base: Base, row: Method, **more: Any) -> Adapter:
+    task = review_task()
+    train, dev = review_rows(task)
+    return tune(base, task, train, dev, row, seed=5, **more)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["mp2-deep-bb", "mp2-shallow-bb"])
+def test_both_stages_spend_exactly_their_calls_and_write_a_line_for_each(
+    base: Base, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = {"train": 0}
+    original = objectives.Objective.__call__
+
+    def counting(self: objectives.Objective, candidates: Any) -> Any:
+        counted["train"] += len(candidates)
+        return original(self, candidates)
+
+    monkeypatch.setattr(objectives.Objective, "__call__", counting)
+    adapter = run(base, method(name), folder=tmp_path)
+    assert counted["train"] == 58
+    assert adapter.facts["calls"] == {"0": 8, "1": 50}
+    written = lines(tmp_path)
+    assert [line["call"] for line in written] == [*range(1, 9), *range(1, 51)]
+    assert {line["stage"] for line in written} == {0, 1}
+    assert all(np.isfinite(line["loss"]) for line in written)
+    assert any(line["dev"] is not None for line in written)
+    assert [task for task, _ in sorted(adapter.facts["similar_tasks"])] == ["alpha", "beta"]
+    losses = [loss for _, loss in adapter.facts["similar_tasks"]]
+    assert losses == sorted(losses)
+    assert not adapter.facts["interrupted"]
+
+
+def test_a_search_finds_lower_losses_and_the_best_moment_answers(base: Base) -> None:
+    adapter = run(base, method("mp2-deep-bb", ROUTER, replace(FUSED, calls=300, relative=True)))
+    curve = [record for record in adapter.facts["curve"] if record["stage"] == 1]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert adapter.facts["dev"] == max(record["dev"] for record in adapter.facts["curve"])
+    composed = compose(adapter, base)
+    assert composed.prompts is not None
+    assert composed.prompts.shape[0] == LAYERS
+    kept = "router" if adapter.facts["kept_stage"] < 1 else "prompts"
+    assert set(adapter.tensors) == {kept}
+    assert adapter.facts["tuned_parameters"] == LAYERS * MODULES + LAYERS * 6
+
+
+@pytest.mark.parametrize("name", ["bbt", "bbtv2"])
+def test_bbt_moves_a_vector_behind_a_random_projection(base: Base, name: str) -> None:
+    adapter = run(base, method(name, replace(FUSED, calls=24, sigma=(1.0, 1.0))))
+    again = run(base, method(name, replace(FUSED, calls=24, sigma=(1.0, 1.0))))
+    assert adapter.facts["curve"][-1]["loss"] == again.facts["curve"][-1]["loss"]
+    assert set(adapter.tensors) == {"prompts"}
+    assert adapter.bank is None
+    assert adapter.facts["tuned_parameters"] == (LAYERS if name == "bbtv2" else 1) * 128
+
+
+def test_the_projection_has_the_scale_of_what_its_prompts_join(base: Base) -> None:
+    task = review_task()
+    state, shots = prepared(base, METHODS["bbtv2"], task, review_rows(task)[0])
+    assert state.bank is not None
+    batches = micro_batches(shots.rows, 0, "cpu")
+    draw_projection(state.bank, base.backbone, batches, seed=0)
+    scales = [base.backbone.embeddings.word_embeddings.weight.std()]
+    scales += hidden_scales(base.backbone, batches, LAYERS)[1:]
+    z = torch.randn(400, LAYERS, 128, generator=torch.Generator().manual_seed(1))
+    drawn = state.project(z, 0)
+    for layer, scale in enumerate(scales):
+        assert float(drawn[:, layer].std() / scale) == pytest.approx(1, abs=0.05)
+    assert not state.bank.z.any()
+
+
+@pytest.mark.parametrize("name", ["mp2-deep-bb-released", "mp2-shallow-bb-released"])
+def test_the_released_rules_run(base: Base, name: str) -> None:
+    first, second = METHODS[name].stages
+    assert isinstance(first, Bayes) and isinstance(second, Cma)
+    deep = name == "mp2-deep-bb-released"
+    row = method(
+        name,
+        replace(first, calls=21, random=20),
+        replace(second, rounds=2 if deep else 0, calls=120, popsize=20, eval_every=30),
+    )
+    adapter = run(base, row)
+    steps = [(record["stage"], record["step"]) for record in adapter.facts["curve"]]
+    assert steps[1:] == [(0, 10), (0, 20), (1, 30), (1, 60), (1, 90), (1, 120)]
+    assert adapter.facts["calls"]["1"] == (2 * 20 * LAYERS if deep else 120)
+
+
+def test_only_router_and_z_move_and_no_gradient_is_built(base: Base) -> None:
+    before = {
+        **base.backbone.state_dict(),
+        **{f"bank.{k}": v for k, v in base.bank("deep").bank.state_dict().items()},
+        **{f"head.{k}": v for k, v in base.bank("deep").head.state_dict().items()},
+        "router": base.bank("deep").router,
+    }
+    copies = {key: value.clone() for key, value in before.items()}
+    with torch.autograd.graph.saved_tensors_hooks(_refuse, _refuse):
+        run(base, method("mp2-deep-bb", replace(ROUTER, calls=5, random=3), FUSED))
+    assert all(torch.equal(value, copies[key]) for key, value in before.items())
+    assert all(p.grad is None for p in base.backbone.parameters())
+
+
+def _refuse(_: Any) -> Any:
+    raise AssertionError("a gradient is being built")
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from mp2.model.checkpoint import Base
+from mp2.tuning import search_state
+from tests.tuning.test_blackbox import method, run
+search_state.EVERY = 0.0
+run(Base(Path(sys.argv[1])), method(), folder=Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(base: Base, tmp_path: Path) -> None:
+    whole = run(base, method(), folder=tmp_path / "whole")
+    _kill_after(base, tmp_path / "killed", 30)
+    assert len(lines(tmp_path / "killed")) < 58
+    resumed = run(base, method(), folder=tmp_path / "killed")
+    _same_search(resumed, whole)
+    assert _timeless(lines(tmp_path / "killed")) == _timeless(lines(tmp_path / "whole"))
+
+
+def test_an_interrupted_search_of_the_router_goes_on(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_state, "EVERY", 0.0)
+    whole = run(base, method())
+    with monkeypatch.context() as patch:
+        _fail_after(patch, 7, KeyboardInterrupt())
+        assert run(base, method(), folder=tmp_path).facts["calls"] == {"0": 7}
+    _same_search(run(base, method(), folder=tmp_path), whole)
+
+
+def _same_search(one: Adapter, other: Adapter) -> None:
+    assert _timeless(one.facts["curve"]) == _timeless(other.facts["curve"])
+    assert one.facts["calls"] == other.facts["calls"]
+    assert one.tensors.keys() == other.tensors.keys()
+    for key, value in other.tensors.items():
+        torch.testing.assert_close(one.tensors[key], value, rtol=0, atol=0)
+
+
+def _timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def _kill_after(base: Base, folder: Path, calls: int) -> None:
+    """Run the search in another process and kill it once its saved state covers some calls."""
+    arguments = [sys.executable, "-c", _CHILD, str(base.path), str(folder)]
+    child = subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and child.poll() is None:
+            if list(folder.glob("state-*")) and len(lines(folder)) >= calls:
+                break
+            time.sleep(0.005)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_finished_search_is_read_and_another_one_is_refused(base: Base, tmp_path: Path) -> None:
+    row = method("mp2-deep-bb", replace(FUSED, calls=12))
+    first = run(base, row, folder=tmp_path)
+    size = len(lines(tmp_path))
+    second = run(base, row, folder=tmp_path)
+    assert len(lines(tmp_path)) == size
+    assert second.facts["dev"] == first.facts["dev"]
+    with pytest.raises(ConfigError, match=r"holds a search with stages .* choose another folder"):
+        run(base, method("mp2-deep-bb", replace(FUSED, calls=18)), folder=tmp_path)
+    newest = sorted(tmp_path.glob("state-*"))[-1]
+    (newest / "search.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(base, row, folder=tmp_path)
+
+
+@pytest.mark.parametrize("stage", [replace(ROUTER, random=3), FUSED])
+def test_ctrl_c_returns_the_best_so_far(
+    base: Base, stage: Bayes | Cma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_after(monkeypatch, 5, KeyboardInterrupt())
+    adapter = run(base, method("mp2-deep-bb", stage, FUSED))
+    assert adapter.facts["interrupted"]
+    assert list(adapter.facts["calls"]) == ["0"]
+    assert compose(adapter, base).prompts is not None
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_carries_the_best_adapter(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_after(monkeypatch, 8, None)
+    with pytest.raises(SearchError, match=r"nan in call \d+: expected a finite loss") as caught:
+        run(base, method())
+    assert isinstance(caught.value.best, Adapter)
+    assert compose(caught.value.best, base).prompts is not None
+
+
+def _fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException | None) -> None:
+    """An objective that raises, or returns NaN, once some calls were made."""
+    original = objectives.Objective.__call__
+
+    def failing(self: objectives.Objective, candidates: Any) -> Any:
+        losses = original(self, candidates)
+        if self.calls > calls:
+            if error is not None:
+                raise error
+            losses[:] = np.nan
+        return losses
+
+    monkeypatch.setattr(objectives.Objective, "__call__", failing)
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_spent(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="one population of 6 calls, got 5"):
+        run(base, method("mp2-deep-bb", replace(FUSED, calls=5)))
+    source = base.bank("deep")
+    _bank(monkeypatch, base, replace(source, bank=source.bank.materialised()))
+    with pytest.raises(ConfigError, match=r"bank 'deep' has no intrinsic vectors z and projection A"):
+        run(base, method())
+    _bank(monkeypatch, base, replace(source, router=torch.zeros(2, LAYERS, MODULES + 1)))
+    with pytest.raises(ConfigError, match=r"expected routers \(tasks, 3, 3\), got \(2, 3, 4\).*another bank"):
+        run(base, method())
+
+
+def _bank(monkeypatch: pytest.MonkeyPatch, base: Base, bank: TrainedBank) -> None:
+    monkeypatch.setitem(base._banks, "deep", bank)
+
+
+def test_the_published_rows_are_those_of_the_paper() -> None:
+    for name, calls in (("mp2-deep-bb-paper", 100), ("mp2-shallow-bb-paper", 200)):
+        router, fused = METHODS[name].stages
+        assert isinstance(router, Bayes) and isinstance(fused, Cma)
+        assert (router.calls, router.random, router.kappa, router.box) == (calls, 20, 2.0, 5.0)
+        assert router.calls + fused.calls == 8000
+        assert fused.popsize == 20
