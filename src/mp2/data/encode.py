@@ -126,7 +126,7 @@ class Encoder:
             known = self._literals.get(segment.text)
             return known if known is not None else tokens[segment.text][0]
 
-        pieces = [(segment.role, ids(segment)) for segment in example.segments]
+        pieces: list[tuple[str, Tokens]] = [(segment.role, ids(segment)) for segment in example.segments]
         if example.options:
             return self._encode_options(example, pieces)
         offsets = next(

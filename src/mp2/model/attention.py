@@ -36,7 +36,8 @@ class Prefix:
 def project(module: Any, prompts: Tensor) -> Tensor:
     """Keys and values that a layer makes of prompts: ``(..., P, H)`` to ``(..., 2, heads, P, head size)``."""
     both = torch.stack([module.key(prompts), module.value(prompts)], dim=-3)
-    return both.unflatten(-1, (-1, module.attention_head_size)).transpose(-3, -2)
+    heads: Tensor = both.reshape(*both.shape[:-1], -1, module.attention_head_size)
+    return heads.transpose(-3, -2)
 
 
 def prefix_attention(

@@ -43,7 +43,7 @@ class Speed:
             bounds.append(self._seconds[smaller] * each / 2**smaller)
         if larger is not None:
             bounds.append(self._seconds[larger])
-        return batches * min(bounds)
+        return float(batches * min(bounds))
 
 
 def _step(cost: float) -> int:

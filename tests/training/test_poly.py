@@ -1,0 +1,70 @@
+"""Poly's pre-training: what moves, what is written, how a run goes on, and that a task can start from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp2.data.prepare import PreparedTask, prepare
+from mp2.model.checkpoint import Base
+from mp2.model.low_rank import SkillsConfig, load_skills
+from mp2.training.loop import LoopConfig
+from mp2.training.poly import PolyConfig, PolyRun, pretrain_poly
+from mp2.tuning.methods import get_method
+from mp2.tuning.stages import Gradient
+from mp2.tuning.tune import tune
+from tests.data.invented import rows_of, task, write_jsonl
+from tests.tuning.shots import review_rows, review_task
+
+CONFIG = PolyConfig(SkillsConfig(3, 1, 2), rows=4, dev_rows=4, loop=LoopConfig(4, save_every=2, eval_every=2))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, base: Base) -> dict[str, PreparedTask]:
+    root = tmp_path_factory.mktemp("data")
+    specs = []
+    for family in ("classification", "extraction"):
+        specs.append(task(family, family, suffix="jsonl"))
+        for name, count in (("train", 40), ("test", 8)):
+            write_jsonl(root / family / f"{name}.jsonl", rows_of(family, count))
+    return prepare(specs, root, base.encoder(), root / "cache", splits=("train", "dev"), protect=[])
+
+
+def test_pairs_routers_and_head_move_and_the_encoder_does_not(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    own = Base(base.path)
+    before = {name: value.clone() for name, value in base.backbone.state_dict().items()}
+    skills = pretrain_poly(own, tasks, CONFIG, tmp_path)
+    after = {name.replace(".base_layer", ""): value for name, value in own.backbone.state_dict().items()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    fresh = PolyRun(Base(base.path), tasks, CONFIG)
+    parameters = {name: value for group in fresh.groups() for name, value in group.parameters.items()}
+    moved = [name for name, value in skills.tensors.items() if not torch.equal(value, parameters[name])]
+    assert moved and skills.tasks == ("classification", "extraction") and skills.base == base.fingerprint
+    assert skills.facts["steps"] == 4 and 0 <= skills.facts["dev"]["score"] <= 1
+
+
+def test_a_stopped_run_ends_where_a_whole_one_does(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    whole = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "whole")
+    half = replace(CONFIG, loop=replace(CONFIG.loop, steps=2))
+    pretrain_poly(Base(base.path), tasks, half, tmp_path / "parts")
+    parts = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "parts")
+    for name, value in whole.tensors.items():
+        torch.testing.assert_close(value, parts.tensors[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_task_starts_from_it(base: Base, tasks: dict[str, PreparedTask], tmp_path: Path) -> None:
+    pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path)
+    assert load_skills(tmp_path / "bank", base.fingerprint).config == CONFIG.skills
+    row = get_method("poly")
+    stages = (Gradient({"router": 0.1}, 2, 1), Gradient({"lora": 1e-2, "head": 1e-2}, 2, 1))
+    method = replace(row, bank=str(tmp_path / "bank"), stages=stages)
+    review = review_task()
+    adapter = tune(base, review, *review_rows(review), method)
+    assert adapter.facts["tuned_parameters"] == 6 * 3 + 6 * 2 * 3 * 32 * 2 + 2 * 32 + 2
