@@ -80,19 +80,19 @@ def random_base(folder: Path, texts: str) -> Base:
     )
     save_encoder(encoder, BertModel(shape, add_pooling_layer=False), tokenizer, SpanHead(HIDDEN))
     write_manifest(folder, "random", [])
-    base = Base(folder)
-    for name in ("deep", "shallow"):
-        deep = name == "deep"
-        config = BankConfig(
-            LAYERS if deep else 1, MODULES, LENGTH, HIDDEN, INTRINSIC, "prefix" if deep else "add"
-        )
-        bank = PromptBank(config, std=0.5)
-        router = torch.randn(3, config.layers, MODULES)
-        TrainedBank(name, bank, router, ("a", "b", "c"), SpanHead(HIDDEN), Routing(), base.fingerprint).save(
-            folder / "banks" / name
-        )
-    write_manifest(folder, "random", ["deep", "shallow"])
     return Base(folder, default_device())
+
+
+def random_bank(base: Base, name: str, folder: Path) -> str:
+    """A bank with random weights, written for a base that has none of this name."""
+    deep = name == "deep"
+    layers, hidden = (base.backbone.depth if deep else 1), base.backbone.hidden_size
+    config = BankConfig(layers, MODULES, LENGTH, hidden, INTRINSIC, "prefix" if deep else "add")
+    router = torch.randn(3, layers, MODULES, generator=torch.Generator().manual_seed(0))
+    bank = PromptBank(config, std=0.5, generator=torch.Generator().manual_seed(1))
+    trained = TrainedBank(name, bank, router, ("a", "b", "c"), base.head, Routing(), base.fingerprint)
+    trained.save(folder / name, dtype=torch.float32)
+    return str(folder / name)
 
 
 class Plain:
@@ -266,9 +266,12 @@ def measure(
     base: Base, name: str, task: TaskSpec, examples: list[MRCExample], *, quick: bool
 ) -> dict[str, Any]:
     """Both stages with the deep or the shallow bank."""
+    with tempfile.TemporaryDirectory() as folder:
+        bank = name if name in base.banks else random_bank(base, name, Path(folder))
+        base.bank(bank)
     # the plain way knows one gate and one combination; ours then uses the same
-    base.bank(name).routing = Routing("soft", "normalised")
-    state = TaskState(base, replace(METHODS[f"mp2-{name}-bb"]), seed=0)
+    base.bank(bank).routing = Routing("soft", "normalised")
+    state = TaskState(base, replace(METHODS[f"mp2-{name}-bb"], bank=bank), seed=0)
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
     shots = encode_shots(base, examples, reserve)
     objective = Objective(state, shots, task)

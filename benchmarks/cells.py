@@ -1,7 +1,7 @@
 """What is timed: each cell sets rivals up on the same rows and returns what each of them runs.
 
-Rivals: ``mp2``; ``bare``, the frozen encoder alone over the same number of real tokens without padding, forward,
-and backward to its input where something is trained: the limit; ``released``, see ``released.py``.
+Rivals: ``mp2``; ``bare``, the frozen encoder alone over as many real tokens without padding, forward, and
+backward to its input where something is trained: the limit; ``released``, see ``released.py``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mp2.cli import data, evaluate, poly, pretrain, serve, tasks, tune
+from mp2.cli import data, evaluate, inspect, poly, pretrain, serve, tasks, tune
 from mp2.cli import demo as demo_command
 from mp2.errors import Mp2Error
 
@@ -36,6 +36,7 @@ app.command()(demo_command.demo)
 app.command()(evaluate.methods)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.report)
+app.command()(inspect.inspect)
 
 
 def run() -> None:

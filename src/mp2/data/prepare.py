@@ -196,6 +196,14 @@ class Preparation:
         """Texts of all protected tasks."""
         return known_downstream(self.protect, self.root, self.cache_dir, self.rules)
 
+    @cached_property
+    def _protected_keys(self) -> dict[tuple[str, str], str]:
+        """What the texts of each protected split depend on."""
+        return {
+            (task.name, split): key_set_key(task, split, self.root, self.cache_dir, self.rules)
+            for task, split in protected_splits(self.protect, self.root)
+        }
+
     def others(self, task: TaskSpec) -> tuple[TaskSpec, ...]:
         """Protected tasks other than this one, whose own splits are compared by :func:`known_within`."""
         return tuple(other for other in self.protect if other.name != task.name)
@@ -231,10 +239,8 @@ class Preparation:
 
     def _split_key(self, task: TaskSpec, split: str) -> str:
         hashes = file_hashes(files(task, self.root), self.cache_dir)
-        known = [
-            key_set_key(*other, self.root, self.cache_dir, self.rules)
-            for other in protected_splits(self.others(task) if split in UPSTREAM else (), self.root)
-        ]
+        across = self._protected_keys.items() if split in UPSTREAM else ()
+        known = [key for (name, _), key in across if name != task.name]
         spec = task.model_dump(mode="json")
         return content_key(FORMAT, spec, split, hashes, self.encoder.fingerprint, self.rules.as_dict(), known)
 

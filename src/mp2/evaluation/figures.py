@@ -243,6 +243,36 @@ def figure_5(bank: TrainedBank) -> Figure:
     return figure
 
 
+def heat_figure(values: Sequence[Sequence[float]], title: str, *, signed: bool = False) -> Figure:
+    """One number per layer and module, as a heat-map with the numbers in it.
+
+    Args:
+        values: ``[L][K]``.
+        title: Heading.
+        signed: Colours around zero, for differences; else from 0 to 1.
+    """
+    grid = np.array(values)
+    layers, modules = grid.shape
+    figure = new_figure(1.6 + 0.5 * modules, 1.3 + 0.32 * layers)
+    axis = figure.subplots()
+    reach = max(float(np.abs(grid).max()), 1e-6)
+    low, high = (-reach, reach) if signed else (0.0, 1.0)
+    axis.imshow(grid, aspect="auto", cmap="RdBu_r" if signed else "viridis", vmin=low, vmax=high)
+    for (layer, module), value in np.ndenumerate(grid):
+        dark = abs(value) > 0.6 * reach if signed else value < 0.6
+        text = f"{value:+.2f}" if signed else f"{value:.2f}"
+        axis.text(
+            module, layer, text, ha="center", va="center", color="white" if dark else "black", fontsize=7
+        )
+    axis.grid(visible=False)
+    axis.set_xticks(range(modules), [str(k + 1) for k in range(modules)])
+    axis.set_yticks(range(layers), [str(layer + 1) for layer in range(layers)])
+    axis.set_xlabel(label("modular prompt", "模块"))
+    axis.set_ylabel(label("layer", "层"))
+    axis.set_title(title)
+    return figure
+
+
 def _task_label(name: str) -> str:
     """A task's name, with its label words where Chinese can be drawn."""
     if not chinese_font() or name not in catalogue.names():

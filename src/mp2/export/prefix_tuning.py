@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -100,6 +101,6 @@ def keys_and_values(prompts: Tensor, backbone: Backbone) -> Tensor:
     """Project prompts ``(L, P, H)`` as each layer's attention does: ``(P, L*2*H)``, keys before values."""
     parts = []
     for layer, prompt in zip(backbone.layers, prompts, strict=True):
-        attention = layer.attention.self
+        attention: Any = layer.get_submodule("attention.self")
         parts += [attention.key(prompt), attention.value(prompt)]
     return torch.cat(parts, dim=-1).cpu().contiguous()

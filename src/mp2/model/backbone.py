@@ -142,7 +142,9 @@ class Backbone(nn.Module):
             ``(R, L, 2, heads, P, head size)``.
         """
         layers = zip(self.layers, prompts.unbind(1), strict=True)
-        return torch.stack([project(layer.attention.self, one) for layer, one in layers], dim=1)
+        return torch.stack(
+            [project(layer.get_submodule("attention.self"), one) for layer, one in layers], dim=1
+        )
 
     def with_slots(self, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Insert ``length`` placeholder tokens after [CLS]."""

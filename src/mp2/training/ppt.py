@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,11 @@ def pretrain_ppt(
     progress = Trainer(
         groups, Batches(mixture), loss, loop, folder=folder, device=base.device, title="ppt"
     ).fit()
-    facts = {"steps": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)}
+    facts: dict[str, Any] = {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+    }
     facts |= {"lr": lr, "init_std": init_std, "seed": seed, "loop": asdict(loop)}
     router = torch.zeros(0, 1, 1)
     trained = TrainedBank("ppt", bank, router, (), head, Routing(), base.fingerprint, facts)

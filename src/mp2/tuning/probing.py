@@ -115,7 +115,7 @@ class _Pairs:
     def __next__(self) -> list[int]:
         if len(self.labels) <= self.rows:
             return list(range(len(self.labels)))
-        kinds = self.labels.unique()
+        kinds = torch.tensor(sorted(set(self.labels.tolist())))
         chosen: list[int] = []
         for kind in kinds[torch.randperm(len(kinds), generator=self.generator)].tolist():
             members = (self.labels == kind).nonzero()[:, 0]

@@ -43,10 +43,9 @@ class TaskState:
         self.routing = self.source.routing if self.source else Routing()
         self.bank = self._bank(generator)
         self.low_rank: LowRank | None = None
-        backbone, head = self._encoder(seed)
-        if method.needs_labels:
-            head = ProbeHead(base.backbone.hidden_size, classes)
-        self.head: SpanHead | ProbeHead = head.requires_grad_(False)
+        backbone, spans = self._encoder(seed)
+        probe = ProbeHead(base.backbone.hidden_size, classes) if method.needs_labels else None
+        self.head: SpanHead | ProbeHead = (probe or spans).requires_grad_(False)
         self.model = MRCModel(backbone, self.head).to(base.device)
         self.router: nn.Parameter | None = None
         if self.bank is not None:
