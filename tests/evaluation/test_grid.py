@@ -126,11 +126,11 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
     with pytest.raises(ConfigError, match="stands twice"):
         replace(grid, seeds=(8, 8))
     with pytest.raises(ConfigError, match="name it with a variant"):
-        replace(grid, banks={"deep": "elsewhere"})
+        run_grid(replace(grid, banks={"deep": str(Path(base.path) / "banks" / "deep")}), out, base=base)
     with pytest.raises(ConfigError, match="did you mean 'deep'"):
         run_grid(replace(grid, banks={"dep": "elsewhere"}, variant="v"), out, base=base)
     bare = Base(base.path / "encoder")  # type: ignore[operator]
-    with pytest.raises(ConfigError, match="has no bank: no bank 'deep', needed by zero-shot, mp2-deep-gd-r"):
+    with pytest.raises(ConfigError, match="has no banks: no bank 'deep', needed by zero-shot, mp2-deep-gd-r"):
         run_grid(grid, out, base=bare)
     assert not out.read_bytes()
 
@@ -154,5 +154,6 @@ def test_the_clock_counts_each_method_by_itself() -> None:
 
 def test_a_bench_is_ready_for_every_method(tmp_path: Path, root: Path, cache: Path) -> None:
     base = micro_base(tmp_path / "micro")
-    bench = Bench(Grid(("chnsent",), ("all",), (8,), root, cache), base)
-    assert len(list(bench.runs())) == len(METHODS)
+    names = tuple(name for name, method in METHODS.items() if method.holds == "prompts")
+    bench = Bench(Grid(("chnsent",), names, (8,), root, cache), base)
+    assert len(list(bench.runs())) == len(names)

@@ -17,7 +17,7 @@ from mp2.model.answers import Answer, answer_rows
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import MRCModel
 from mp2.serving.predictor import Predictor
-from mp2.tasks.render import render
+from mp2.tasks.render import MRCExample, render
 from mp2.tuning import tune as tune_module
 from mp2.tuning.adapter import Adapter, compose, load_adapter
 from mp2.tuning.methods import METHODS, Method, get_method
@@ -25,7 +25,7 @@ from mp2.tuning.parts import check_parts
 from mp2.tuning.stages import Bayes, Cma, Gradient, GroupName
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import encode_shots, tune
-from tests.tuning.rows import full_base, short, short_methods
+from tests.tuning.rows import full_base, short_methods
 from tests.tuning.shots import BAD, GOOD, review_rows, review_task, span_rows, span_task
 
 GROUPS: tuple[GroupName, ...] = ("backbone", "head", "prompts", "z", "router", "lora", "probe")
@@ -178,25 +178,33 @@ def test_all_adapters_are_served_together(full: Base, tuned: Tuner) -> None:
             assert prediction.answer.options == pytest.approx(answer.options, abs=1e-5), name
 
 
-@pytest.mark.parametrize("name", ["linear-probing", "setfit", "lora", "model-tuning", "mp2-deep-gd"])
-def test_separable_rows_are_learned(name: str, full: Base) -> None:
+def _separable() -> tuple[list[MRCExample], list[MRCExample]]:
+    """Rows that begin with their label, and the same with a letter more."""
     task = review_task()
     texts = [(text, "好") for text in GOOD] + [(text, "差") for text in BAD]
-    rows = [
-        render(task, {"text": f"{label * 3}{text}{tail}", "label": label})
+    return tuple(  # type: ignore[return-value]
+        [render(task, {"text": f"{word * 3}{text}{tail}", "label": word}) for text, word in texts]
         for tail in ("真", "")
-        for text, label in texts
-    ]
+    )
+
+
+@pytest.mark.parametrize("name", ["linear-probing", "setfit", "lora"])
+def test_separable_rows_are_learned(name: str, full: Base) -> None:
     method = get_method(name)
-    if name == "mp2-deep-gd":
-        prompts = Gradient({"prompts": 0.1, "head": 0.1}, steps=60, eval_every=5)
-        method = replace(method, stages=(short(method.stages[0]), prompts))
-    if name == "model-tuning":
-        method = replace(method, stages=(Gradient({"backbone": 3e-3, "head": 0.03}, steps=40, eval_every=5),))
     if name == "lora":
         method = replace(method, stages=(Gradient({"lora": 0.02, "head": 0.1}, steps=30, eval_every=5),))
-    adapter = tune(full, task, rows[:12], rows[12:], method)
-    assert adapter.facts["dev"] >= 0.8
+    assert tune(full, review_task(), *_separable(), method).facts["dev"] >= 0.8
+
+
+@pytest.mark.parametrize("name", ["model-tuning", "p-tuning-v2", "poly", "mp2-deep-gd", "head-only"])
+def test_the_train_loss_falls(name: str, full: Base) -> None:
+    row = get_method(name)
+    last = row.stages[-1]
+    assert isinstance(last, Gradient)
+    method = replace(row, stages=(Gradient({group: 3e-3 for group in last.groups}, steps=20, eval_every=1),))
+    curve = tune(full, review_task(), *_separable(), method).facts["curve"]
+    losses = [point["loss"] for point in curve if "loss" in point]
+    assert losses[-1] < 0.97 * losses[0]
 
 
 def test_a_base_without_a_part_is_told_so_before_anything_runs(base: Base) -> None:

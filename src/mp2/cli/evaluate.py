@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,6 +56,13 @@ def evaluate(
         list[str] | None, typer.Option(help="NAME=FOLDER: use another bank in place of one of the base.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared data.")] = None,
+    runner: Annotated[
+        Literal["local", "ray"], typer.Option(help="This process, or workers of a Ray cluster (extra 'ray').")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Workers of the Ray runner.", min=1)] = 2,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; a local one is started when absent.")
+    ] = None,
 ) -> None:
     """Run methods x tasks x seeds with the true few-shot protocol; one JSON record per run, resumable."""
     from mp2.data.cache import default_cache
@@ -78,7 +85,7 @@ def evaluate(
         banks=_pairs(bank or []),
         device=default_device(),
     )
-    done, failed = run_grid(grid, out)
+    done, failed = run_grid(grid, out, runner=runner, workers=workers, address=address)
     print(f"{done} runs done, {failed} failed: {out}")
     if failed:
         raise typer.Exit(1)

@@ -13,18 +13,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, FewShotTask, test_scores
 from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
+from mp2.evaluation.runners import run_here, run_on_ray
 from mp2.model.checkpoint import Base, load_base
 from mp2.runtime import version_facts
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.methods import METHODS, Method, get_method
 from mp2.tuning.parts import check_parts, part_fingerprint
 from mp2.tuning.tune import tune
+
+Runner = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +225,20 @@ def run_grid(
     out: Path,
     *,
     base: Base | None = None,
+    runner: Runner = "local",
+    workers: int = 2,
+    address: str | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> tuple[int, int]:
-    """Run what a records file does not hold yet, one run after the other.
+    """Run what a records file does not hold yet.
 
     Args:
         grid: What shall be run.
         out: Records file, appended to.
         base: The base, if it is loaded already.
+        runner: ``local`` (this process) or ``ray`` (a Ray cluster).
+        workers: Processes of the Ray runner.
+        address: Ray cluster to join; a local one is started when None.
         say: Receives progress, line by line.
 
     Returns:
@@ -244,12 +254,12 @@ def run_grid(
         todo = pending(bench, out)
         total = sum(1 for _ in bench.runs())
         say(f"{total} runs, {total - len(todo)} done already; writing to {out}")
-        clock, failed = Clock(todo), 0
-        for run in todo:
-            begin = time.monotonic()
-            record = bench.run(run)
+        many = runner == "ray" and todo
+        clock, failed = Clock(todo, workers if many else 1), 0
+        done = run_on_ray(bench, todo, workers, address) if many else run_here(bench, todo)
+        for run, record, seconds in done:
             file.append(record)
-            clock.tick(run, time.monotonic() - begin)
+            clock.tick(run, seconds)
             failed += record.status == "failed"
             say(f"[{total - len(clock.left)}/{total}] {run}: {outcome(record)}  ETA {clock.eta()}")
     return len(todo) - failed, failed

@@ -77,13 +77,16 @@ class Graph(nn.Module):
         return hidden
 
     def _add(self, ids: Tensor, mask: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
+        # as Backbone.with_slots does, without len(), which would fix the number of windows in the graph
         length = prompts.shape[2]
-        ids, mask = self.backbone.with_slots(ids, mask, length)
+        slots = ids.new_full((ids.shape[0], length), self.backbone.slot_id)
+        ids = torch.cat([ids[:, :1], slots, ids[:, 1:]], dim=1)
+        mask = torch.cat([mask[:, :1], torch.ones_like(slots, dtype=torch.bool), mask[:, 1:]], dim=1)
         hidden, keys = self.backbone.embed(ids), mask[:, None, None, :]
         for index, layer in enumerate(self.backbone.layers):
             if index < prompts.shape[1]:
-                slots = hidden[:, 1 : 1 + length] + prompts[:, index][task]
-                hidden = torch.cat([hidden[:, :1], slots, hidden[:, 1 + length :]], dim=1)
+                added = hidden[:, 1 : 1 + length] + prompts[:, index][task]
+                hidden = torch.cat([hidden[:, :1], added, hidden[:, 1 + length :]], dim=1)
             output = layer(hidden, keys)
             hidden = output[0] if isinstance(output, tuple) else output
         return torch.cat([hidden[:, :1], hidden[:, 1 + length :]], dim=1)
@@ -107,12 +110,17 @@ def export_onnx(
     composed = [(name, adapter, compose(adapter, base)) for name, adapter in adapters]
     kinds = {(c.injection, None if c.prompts is None else c.prompts.shape[0]) for _, _, c in composed}
     fits = [
-        c.prompts is not None and c.backbone is base.backbone and isinstance(c.head, SpanHead)
+        c.prompts is not None
+        and c.injection == "prefix"
+        and c.backbone is base.backbone
+        and isinstance(c.head, SpanHead)
         for _, _, c in composed
     ]
     if len(kinds) != 1 or not all(fits):
         names = ", ".join(f"{name} ({adapter.method})" for name, adapter, _ in composed) or "none"
-        raise ConfigError(f"expected tasks that share the base's encoder and one kind of prompt, got {names}")
+        raise ConfigError(
+            f"expected tasks that share the base's encoder and one shape of prefix prompts, got {names}"
+        )
     try:
         with whole_folder(folder, replace=replace) as aside:
             first = composed[0][2]

@@ -111,8 +111,9 @@ class TaskState:
             return self.low_rank.pairs() if self.low_rank is not None else {}
         if group == "router":
             return {"logits": self.router} if self.router is not None else {}
-        if group == "prompts":
-            return {"prompts": self.bank.prompts} if self.bank is not None else {}
+        if group == "prompts":  # a factored bank (BBT's projection) has no prompts of its own to move
+            dense = self.bank is not None and not self.bank.config.intrinsic
+            return {"prompts": self.bank.prompts} if self.bank is not None and dense else {}
         if group == "z":
             return {"fused": self.z} if self.z is not None else {}
         if group == ("probe" if isinstance(self.head, ProbeHead) else "head"):
