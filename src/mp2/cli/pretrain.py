@@ -38,7 +38,7 @@ def pretrain_backbone(
     seed: Seed = 42,
 ) -> None:
     """Train a tokenizer and a small encoder from text files (step 1); resumes by itself."""
-    from mp2.runtime import default_device
+    from mp2.runtime import default_device, one_after_the_other
     from mp2.training.backbone import BackboneConfig, EncoderShape, prepare_text
     from mp2.training.backbone import pretrain_backbone as run
     from mp2.training.loop import LoopConfig
@@ -54,8 +54,10 @@ def pretrain_backbone(
     )
     shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
     config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed)
-    corpus, tokenizer, embeddings = prepare_text(texts, out, vocabulary, hidden)
-    progress = run(corpus, tokenizer, config, out, embeddings=embeddings, device=default_device())
+    device = default_device()
+    with one_after_the_other():
+        corpus, tokenizer, embeddings = prepare_text(texts, out, vocabulary, hidden)
+    progress = run(corpus, tokenizer, config, out, embeddings=embeddings, device=device)
     _say(
         f"step {progress.step}: {progress.tokens:,} tokens in {progress.seconds / 60:.1f} min;"
         f" {out / 'encoder'}"
@@ -75,7 +77,11 @@ def warm_up(
     lr_head: Annotated[float, typer.Option(help="Learning rate of the span head.")] = 2e-3,
     loss: Annotated[Literal["span", "option"], typer.Option(help="Loss of rows with options.")] = "option",
     rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Padded tokens per batch at most.")] = 6144,
     accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
+    mix_options: Annotated[
+        float, typer.Option(help="Share of rows whose options are shuffled, and perhaps fewer.")
+    ] = 0.5,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
     minutes: Minutes = 0.0,
@@ -99,7 +105,15 @@ def warm_up(
         precision=precision,
     )
     config = MultiTaskConfig(
-        "warm-up", None, loss=loss, lr={"backbone": lr, "head": lr_head}, rows=rows, loop=loop, seed=seed
+        "warm-up",
+        None,
+        loss=loss,
+        lr={"backbone": lr, "head": lr_head},
+        rows=rows,
+        tokens=tokens,
+        mix_options=mix_options,
+        loop=loop,
+        seed=seed,
     )
     progress = run(base, tasks, config, out)
     _say(
@@ -136,11 +150,18 @@ def pretrain(
     ] = "normalised",
     steps: Steps = 2000,
     rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Padded tokens per batch at most.")] = 6144,
     accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
     minutes: Minutes = 0.0,
     precision: Precision = "fp32",
+    recompute: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward pass: slower, far less memory.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option(help="Split the encoder's weights over all processes (accelerate launch).")
+    ] = False,
     seed: Seed = 42,
 ) -> None:
     """Pre-train a bank of modular prompts on many tasks with the encoder frozen (step 2)."""
@@ -170,10 +191,13 @@ def pretrain(
         loss,
         lr={"prompts": lr_prompts, "router": lr_router, "head": lr_head},
         rows=rows,
+        tokens=tokens,
+        recompute=recompute,
         loop=loop,
         seed=seed,
     )
-    loaded, tasks = _prepared(base, suite, root, cache, length if injection == "add" else 0)
+    reserve = length if injection == "add" else 0
+    loaded, tasks = _prepared(base, suite, root, cache, reserve, shard=shard)
     bank = pretrain_prompts(loaded, tasks, config, out)
     score = bank.facts["dev"].get("score", float("nan"))
     _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")
@@ -231,7 +255,13 @@ def assemble(
 
 
 def _prepared(
-    path: Path | str, suites: list[str], root: Path | None, cache: Path, reserve: int
+    path: Path | str,
+    suites: list[str],
+    root: Path | None,
+    cache: Path,
+    reserve: int,
+    *,
+    shard: bool = False,
 ) -> tuple[Base, dict[str, PreparedTask]]:
     """The base and the members of the suites that are at hand, prepared."""
     from mp2.data.prepare import prepare_suites
@@ -241,7 +271,7 @@ def _prepared(
 
     if root is None:
         raise ConfigError("name the folder of the public data sets with --root or MP2_DATA")
-    base = load_base(path, default_device())
+    base = load_base(path, default_device(), shard=shard)
     return base, prepare_suites(suites, root, base.encoder(reserve), cache, splits=("train", "dev"))
 
 

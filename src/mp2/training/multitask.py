@@ -28,8 +28,9 @@ from mp2.model.checkpoint import Base, TrainedBank, save_encoder
 from mp2.model.mrc import SpanHead
 from mp2.model.router import Routing, router_weights
 from mp2.model.spans import Loss, row_losses
-from mp2.runtime import whole_folder, write_json
+from mp2.runtime import one_after_the_other, rank_and_world, sum_over_processes, whole_folder, write_json
 from mp2.training.loop import Group, LoopConfig, Progressed, Trainer, only_trainable
+from mp2.training.options import mix_options
 
 Trainable = Literal["backbone", "head", "prompts", "router"]
 
@@ -53,6 +54,8 @@ class MultiTaskConfig:
         tokens: Padded tokens per batch at most.
         dev_rows: Dev rows per task in an evaluation.
         windows: Windows of a long row that one batch holds at most.
+        mix_options: Share of rows whose options are shuffled, and perhaps fewer, when they are trained on.
+        recompute: Compute activations again in the backward pass: a third more time, far less memory.
         loop: Steps, schedule, checkpoints.
         seed: Seed of initial values, sampling and noise.
     """
@@ -73,6 +76,8 @@ class MultiTaskConfig:
     tokens: int = 6144
     dev_rows: int = 64
     windows: int = 2
+    mix_options: float = 0.0
+    recompute: bool = False
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
     seed: int = 42
 
@@ -108,6 +113,7 @@ class MultiTaskRun:
         noise = torch.rand(len(self.names), layers, modules, generator=generator)
         self.router = nn.Parameter((2 * noise - 1) * 1e-3)  # released code: U(-1e-3, 1e-3)
         self.model = base.model(self.head.to(base.device))
+        base.backbone.checkpointing = config.recompute
         if self.bank is not None:
             self.bank.to(base.device)
         self.router.data = self.router.data.to(base.device)
@@ -146,36 +152,60 @@ class MultiTaskRun:
         self.router.requires_grad_(any(group.name == "router" for group in groups))
         return groups
 
-    def prompts(self, rows: Sequence[int], *, sample: bool) -> Tensor | None:
-        """Composed prompts ``(len(rows), L, P, H)`` of router rows, or None without a bank."""
+    def prompts(self, rows: Sequence[int], noise: torch.Generator | None = None) -> Tensor | None:
+        """Composed prompts ``(len(rows), L, P, H)`` of router rows, or None without a bank.
+
+        Args:
+            rows: Tasks.
+            noise: Source of a draw of the gates (training); the gates of inference when None.
+        """
         if self.bank is None:
             return None
-        return self.bank.compose(router_weights(self.router[list(rows)], self.config.routing, sample=sample))
+        logits, sample = self.router[list(rows)], noise is not None
+        weights = router_weights(logits, self.config.routing, sample=sample, generator=noise)
+        return self.bank.compose(weights)
+
+    def _seed(self, task: int, indices: Sequence[int]) -> np.random.SeedSequence:
+        """Seed of a batch that follows from the batch alone: the same on any process, and after a resume."""
+        return np.random.SeedSequence([self.config.seed, task, *indices])
 
     def loss(self, item: tuple[int, Sequence[int]]) -> tuple[Tensor, int, int]:
         """Summed loss of a batch ``(task, row indices)``, its rows and tokens."""
         task, indices = item
         self.model.train("backbone" in self.config.lr)
+        mixing, gates = self._seed(task, indices).spawn(2)
+        rng, share = np.random.default_rng(mixing), self.config.mix_options
         rows = [
-            _fewer_windows(row, self.config.windows)
-            for row in self.train_rows[self.names[task]].take(indices)
+            mix_options(row, rng) if rng.random() < share else row
+            for row in (
+                _fewer_windows(row, self.config.windows)
+                for row in self.train_rows[self.names[task]].take(indices)
+            )
         ]
         batch = collate(rows, pad_id=self.base.tokenizer.pad_token_id).to(self.base.device)
-        logits = self.model(batch, self.prompts([task], sample=True), self.config.injection)
-        losses, known = row_losses(logits, batch, self.config.loss)
-        return losses.sum(), int(known.sum()), batch.ids.numel()
+        noise = torch.Generator(self.base.device).manual_seed(int(gates.generate_state(1)[0]))
+        prompts = self.prompts([task], noise)
+        few = self.config.loss == "option"
+        logits = self.model(batch, prompts, self.config.injection, options_only=few)
+        losses, _ = row_losses(logits, batch, self.config.loss)
+        return losses.sum(), batch.known, batch.ids.numel()
 
     def evaluate(self) -> dict[str, float]:
-        """Dev metric of every task; ``score`` is their unweighted mean."""
-        scores = {}
+        """Dev metric of every task; ``score`` is their unweighted mean. Processes share the tasks."""
+        rank, world = rank_and_world()
+        # a sharded encoder runs in step on all processes, so there each evaluates everything
+        alone = world == 1 or self.base.backbone.sharded
+        found = [0.0] * len(self.names)
         for index, (name, (rows, examples)) in enumerate(self.dev_rows.items()):
-            with torch.no_grad():
-                prompts = self.prompts([index], sample=False)
-            metric = self.tasks[name].spec.metric or "accuracy"
-            scores[name] = dev_score(
-                self.model, rows, examples, metric, prompts, injection=self.config.injection
-            )
-        return {"score": sum(scores.values()) / len(scores), **scores}
+            if alone or index % world == rank:
+                with torch.no_grad():
+                    prompts = self.prompts([index])
+                metric = self.tasks[name].spec.metric or "accuracy"
+                found[index] = dev_score(
+                    self.model, rows, examples, metric, prompts, injection=self.config.injection
+                )
+        scores = found if alone else sum_over_processes(found, self.base.device)
+        return {"score": sum(scores) / len(scores), **dict(zip(self.names, scores, strict=True))}
 
     def trained(self, progress: Progressed) -> TrainedBank:
         """The bank as it stands, with the facts of the run.
@@ -223,7 +253,9 @@ def pretrain_prompts(
         raise ConfigError("step 2 keeps the encoder frozen; the warm-up (step 1b) moves it")
     run, progress = _run(base, tasks, config, folder)
     bank = run.trained(progress)
-    bank.save(folder / "bank")
+    with one_after_the_other() as first:
+        if first:
+            bank.save(folder / "bank")
     return bank
 
 
@@ -239,9 +271,12 @@ def warm_up(
         folder: Logs, checkpoints and the encoder.
     """
     run, progress = _run(base, tasks, config, folder)
-    with whole_folder(folder / "encoder", replace=True) as aside:
-        save_encoder(aside, base.backbone.whole[0], base.tokenizer, run.head)
-        write_json(aside / "training.json", run.facts(progress) | {"tasks": run.names, "from": base.name})
+    facts = run.facts(progress) | {"tasks": run.names, "from": base.name}
+    with one_after_the_other() as first:
+        if first:
+            with whole_folder(folder / "encoder", replace=True) as aside:
+                save_encoder(aside, base.backbone.whole[0], base.tokenizer, run.head)
+                write_json(aside / "training.json", facts)
     return progress
 
 
@@ -250,12 +285,14 @@ def _run(
 ) -> tuple[MultiTaskRun, Progressed]:
     torch.manual_seed(config.seed)
     run = MultiTaskRun(base, tasks, config)
+    rank, world = rank_and_world()
     sampler = MultiTaskSampler(
         [rows.lengths for rows in run.train_rows.values()],
         rows=config.rows,
         tokens=config.tokens,
         seed=config.seed,
-        **_place(),
+        rank=rank,
+        world=world,
     )
     trainer = Trainer(
         run.groups(),
@@ -268,12 +305,6 @@ def _run(
         title=config.name,
     )
     return run, trainer.fit()
-
-
-def _place() -> dict[str, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return {"rank": torch.distributed.get_rank(), "world": torch.distributed.get_world_size()}
-    return {}
 
 
 def _fewer_windows(row: Encoded, limit: int) -> Encoded:

@@ -58,8 +58,8 @@ class Method:
 
 
 _ROUTER = Gradient({"router": 0.3}, steps=16, eval_every=4)
-_PROMPTS = Gradient({"prompts": 0.05, "head": 0.01}, steps=16, eval_every=4)
-_SINGLE = Gradient({"prompts": 0.05, "head": 0.01}, steps=32, eval_every=4)
+_PROMPTS = Gradient({"prompts": 0.01, "head": 0.001}, steps=24, eval_every=4)
+_SINGLE = Gradient({"prompts": 0.01, "head": 0.001}, steps=40, eval_every=4)
 
 _DEEP = Method(
     "mp2-deep-gd", (_ROUTER, _PROMPTS), bank="deep", about="deep MP2, router then prompts, gradient"
@@ -71,7 +71,7 @@ _SHALLOW = Method(
 # Black-box rows: ours, the paper's settings (8,000 calls) and those of the released code (6 rounds).
 _DEEP_BB = Method(
     "mp2-deep-bb",
-    (Bayes(calls=100, trust_region=True), Cma(calls=1900, sigma=(0.1, 0.1), relative=True)),
+    (Bayes(calls=100), Cma(calls=1900, sigma=(0.1, 0.1), relative=True)),
     bank="deep",
     about="deep MP2, router by Bayesian optimisation, then prompts by CMA-ES; forward passes only",
 )
@@ -84,13 +84,19 @@ _SHALLOW_BB = Method(
 _PAPER = (
     Method(
         "mp2-deep-bb-paper",
-        (Bayes(calls=100, transfer=False, loss="span"), Cma(calls=7900, sigma=(0.05, 0.01), loss="span")),
+        (
+            Bayes(calls=100, transfer=False, scales="one", loss="span"),
+            Cma(calls=7900, sigma=(0.05, 0.01), loss="span"),
+        ),
         bank="deep",
         about="deep MP2 without gradients, the paper's 8,000 calls",
     ),
     Method(
         "mp2-shallow-bb-paper",
-        (Bayes(calls=200, transfer=False, loss="span"), Cma(calls=7800, sigma=(0.1, 0.1), loss="span")),
+        (
+            Bayes(calls=200, transfer=False, scales="one", loss="span"),
+            Cma(calls=7800, sigma=(0.1, 0.1), loss="span"),
+        ),
         bank="shallow",
         about="shallow MP2 without gradients, the paper's 8,000 calls",
     ),
@@ -99,7 +105,7 @@ _RELEASED = (
     Method(
         "mp2-deep-bb-released",
         (
-            Bayes(calls=100, transfer=False, select="released", loss="span"),
+            Bayes(calls=100, transfer=False, scales="one", select="released", loss="span"),
             Cma(
                 rounds=6,
                 sigma=(0.5, 0.1),
@@ -116,7 +122,7 @@ _RELEASED = (
     Method(
         "mp2-shallow-bb-released",
         (
-            Bayes(calls=200, transfer=False, select="released", loss="span"),
+            Bayes(calls=200, transfer=False, scales="one", select="released", loss="span"),
             Cma(calls=7800, keep="best-ever", select="released", loss="span"),
         ),
         bank="shallow",

@@ -91,7 +91,9 @@ class TaskState:
         config = BankConfig(
             backbone.depth if deep else 1, modules, FRESH_LENGTH, backbone.hidden_size, 0, injection
         )
-        bank = PromptBank(config, std=0.5 if deep else 0.02, generator=generator)
+        # mixed in equal parts a deep prompt has unit scale, that of normalised hidden states: with less,
+        # attention passes it by (docs/evidence/shipped-model.md)
+        bank = PromptBank(config, std=modules**0.5 if deep else 0.02, generator=generator)
         if self.method.start == "vocabulary":
             words = backbone.embeddings.word_embeddings.weight
             chosen = torch.randint(len(words), (FRESH_LENGTH,), generator=generator)
