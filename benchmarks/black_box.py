@@ -3,15 +3,16 @@
 The plain way is what one writes first, and what the released code does: one candidate per forward, the whole
 train set padded into one batch, prompt slots in the sequence, every prompt of every layer projected again,
 all layers and all tokens computed again. Ours is ``mp2.tuning.objective``. Both use the same Hugging Face
-layers and PyTorch's own attention.
+layers and PyTorch's own attention, and take turns: a generation of one, the same generation of the other.
 
     python benchmarks/black_box.py --quick --json
 
-The last line is JSON: for shallow and deep banks the speed-up of stage II (CMA-ES of the fused prompt), the
-largest difference of a loss, the speed-up that the counted multiplications would give, the same for stage I
-(one router per forward), and both again for short texts. The shots are invented: 32 reviews as long as
-reviews are (median 76 characters, up to 240), and the short ones they were joined from. Without a shipped
-model the weights are random, in the shipped size.
+The last line is JSON: for shallow and deep banks the speed-up of stage II (CMA-ES of the fused prompt) and
+the largest difference of a loss. The table before it (on standard error) adds stage I (one router per
+forward), short texts, and the limit: the multiplications that exact losses need, and how long a matrix
+product of the encoder's own shape would take for as many. The shots are invented: 32 reviews as long as
+reviews are (median 76 characters, up to 240), and the short ones they were joined from. A bank that the base
+lacks is made with random weights.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -30,20 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mp2.data.batch import MRCBatch
 from mp2.model.bank import BankConfig, PromptBank
-from mp2.model.checkpoint import (
-    ASSETS,
-    DEFAULT_BASE,
-    Base,
-    TrainedBank,
-    load_base,
-    save_encoder,
-    write_manifest,
-)
-from mp2.model.mrc import SpanHead
+from mp2.model.checkpoint import ASSETS, Base, TrainedBank, load_base
 from mp2.model.router import Routing
 from mp2.model.spans import row_losses
 from mp2.runtime import default_device
@@ -55,32 +47,10 @@ from mp2.tuning.rows import labelled_rows, plain_rows
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import encode_shots
 
+Losses = np.ndarray[Any, Any]
 POPULATION = 20
 SHOTS = ASSETS / "demo" / "gym-reviews" / "train.csv"
-LAYERS, HIDDEN, HEADS, VOCABULARY = 4, 256, 4, 20_000
 MODULES, LENGTH, INTRINSIC = 8, 16, 128
-
-
-def random_base(folder: Path, texts: str) -> Base:
-    """A base of the shipped size with random weights and one token per character."""
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys('，。：？！"' + texts)]
-    vocabulary = known + [f"[unused{i}]" for i in range(VOCABULARY - len(known))]
-    encoder = folder / "encoder"
-    encoder.mkdir(parents=True)
-    (encoder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(encoder / "vocab.txt"))
-    torch.manual_seed(0)
-    shape = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * HIDDEN,
-        initializer_range=0.05,
-    )
-    save_encoder(encoder, BertModel(shape, add_pooling_layer=False), tokenizer, SpanHead(HIDDEN))
-    write_manifest(folder, "random", [])
-    return Base(folder, default_device())
 
 
 def random_bank(base: Base, name: str, folder: Path) -> str:
@@ -134,48 +104,74 @@ class Plain:
         return self.backbone.embed(self.batch.ids)[:, 1:]
 
 
-def stage_one(state: TaskState, objective: Objective, calls: int) -> dict[str, float]:
+@dataclass(slots=True)
+class Turns:
+    """Losses and seconds of both ways over the same candidates."""
+
+    ours: list[float]
+    plain: list[float]
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+
+    def take(self, ours: Callable[[], Losses], plain: Callable[[], Losses]) -> Losses:
+        """One turn each; returns the losses as the plain way has them."""
+        begin = _now()
+        found = ours()
+        middle = _now()
+        expected = plain()
+        self.seconds, self.plain_seconds = (
+            self.seconds + middle - begin,
+            self.plain_seconds + _now() - middle,
+        )
+        self.ours += found.tolist()
+        self.plain += expected.tolist()
+        return expected
+
+    def compared(self, counted: tuple[float, float], rate: float) -> dict[str, float]:
+        """The numbers of a row, by counted multiplications of both ways and those done in a second (1e9)."""
+        calls = len(self.ours)
+        whole, least = counted
+        return {
+            "speedup": round(self.plain_seconds / self.seconds, 2),
+            "max_loss_difference": float(np.abs(np.array(self.ours) - self.plain).max()),
+            "ms": 1000 * self.seconds / calls,
+            "plain_ms": 1000 * self.plain_seconds / calls,
+            "counted": whole / least,
+            "least_ms": 1000 * least / rate,
+        }
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def stage_one(state: TaskState, objective: Objective, calls: int) -> Turns:
     """Routers, one per forward as Bayesian optimisation asks for them."""
     assert state.router is not None and state.source is not None
     candidates = np.random.default_rng(0).uniform(-5, 5, (calls, state.router.numel()))
-    plain = Plain(state, objective.batch)
-    routers = torch.from_numpy(candidates).float().to(state.base.device).view(-1, *state.router.shape)
+    plain, z, turns = Plain(state, objective.batch), state.source.bank.z, Turns([], [])
     objective.over_router()
-    ours, seconds = _timed(lambda: np.concatenate([objective(one[None]) for one in candidates]))
-    theirs, plain_seconds = _timed(
-        lambda: np.array([plain(router, state.source.bank.z) for router in routers])  # type: ignore[union-attr]
-    )
-    return _compared(ours, theirs, seconds, plain_seconds, arithmetic(state, objective.batch, router=True))
+    for one in candidates:
+        router = torch.from_numpy(one).float().to(state.base.device).view_as(state.router)
+        turns.take(lambda: objective(one[None]), lambda: np.array([plain(router, z)]))  # noqa: B023
+    return turns
 
 
-def stage_two(state: TaskState, objective: Objective, rounds: int) -> dict[str, float]:
+def stage_two(state: TaskState, objective: Objective, rounds: int) -> Turns:
     """Rounds of one generation per layer, each layer then set to its best candidate."""
     assert state.router is not None and state.source is not None
     state.fuse()
     assert state.z is not None
-    random = np.random.default_rng(1)
-    layers, d = state.z.shape[1:]
-    start = state.z.detach().clone()
-    offsets = random.normal(size=(rounds, layers, POPULATION, d)) * 0.3 * float(start.std())
-    plain = Plain(state, objective.batch)
-    modules = state.source.bank.config.modules
+    random, sigma = np.random.default_rng(1), 0.3 * float(state.z.std())
+    plain, turns, modules = Plain(state, objective.batch), Turns([], []), state.source.bank.config.modules
 
-    def walk(losses_of: Callable[[int, np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        assert state.z is not None
-        state.z.data.copy_(start)
-        found = []
-        for round_, layer in ((r, layer) for r in range(rounds) for layer in range(layers)):
-            candidates = state.z[0, layer].double().cpu().numpy() + offsets[round_, layer]
-            found.append(losses_of(layer, candidates))
-            best = torch.from_numpy(candidates[found[-1].argmin()]).float()
-            state.z.data[0, layer] = best.to(state.base.device)
-        return np.concatenate(found)
-
-    def ours(layer: int, candidates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def ours(layer: int, candidates: Losses) -> Losses:
         objective.over_layer(layer)
         return objective(candidates)
 
-    def theirs(layer: int, candidates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def theirs(layer: int, candidates: Losses) -> Losses:
         assert state.z is not None and state.router is not None
         losses = []
         for candidate in torch.from_numpy(candidates).float().to(state.base.device):
@@ -184,69 +180,82 @@ def stage_two(state: TaskState, objective: Objective, rounds: int) -> dict[str, 
             losses.append(plain(state.router, z[:, None].repeat(1, modules, 1)))
         return np.array(losses)
 
-    found, seconds = _timed(lambda: walk(ours))
-    expected, plain_seconds = _timed(lambda: walk(theirs))
-    return _compared(
-        found, expected, seconds, plain_seconds, arithmetic(state, objective.batch, router=False)
-    )
+    for layer in list(range(state.z.shape[1])) * rounds:
+        middle = state.z[0, layer].double().cpu().numpy()
+        candidates = middle + sigma * random.normal(size=(POPULATION, len(middle)))
+        losses = turns.take(lambda: ours(layer, candidates), lambda: theirs(layer, candidates))  # noqa: B023
+        state.z.data[0, layer] = torch.from_numpy(candidates[losses.argmin()]).float()
+    return turns
 
 
-def arithmetic(state: TaskState, batch: MRCBatch, *, router: bool) -> dict[str, float]:
-    """Multiplications per candidate, in 1e9: those of the plain way, and as few as exactness allows.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What multiplications are counted for: an encoder and a bank."""
 
-    Per token a layer needs H*H for each of query, key, value and output, 8*H*H for the feed-forward, and
-    2*T*H for attention to T positions.
-    """
+    depth: int
+    hidden: int
+    wide: int
+    heads: int
+    prompt: int
+    deep: bool
+    slots: bool
+
+    def multiplications(self, lengths: list[int], picked: int, *, router: bool) -> tuple[float, float]:
+        """Per candidate, in 1e9: those of the plain way, and as few as exact losses allow.
+
+        Per token a layer needs H*H for each of query, key, value and output, 2*H*W for the feed-forward, and
+        2*T*H for attention to T positions.
+
+        Args:
+            lengths: Tokens of each window.
+            picked: Tokens whose logits are read.
+            router: Stage I, where a candidate changes all layers; else the mean over the layers searched.
+        """
+        h, p, forward = self.hidden, self.prompt, 2 * self.hidden * self.wide
+        padded = max(lengths) + p
+        whole = self.depth * len(lengths) * padded * (4 * h * h + forward + 2 * padded * h)
+        extra = p * len(lengths) if self.slots else 0  # slots are tokens of every layer
+        text = sum(lengths)
+        mean = text / len(lengths) + p
+        full = (text + extra) * (4 * h * h + forward + 2 * mean * h)
+        # the last layer projects keys and values on the side of its few queries
+        last = picked * (4 * h * h + forward + self.heads * 2 * mean * h)
+        # in the searched layer the text's query, key and value, and its attention to itself, are known
+        searched = text * (h * h + forward + 2 * p * h) + extra * (4 * h * h + forward + 2 * mean * h)
+        ends = picked * (h * h + forward + 2 * p * h)
+        layers = range(self.depth if self.deep and not router else 1)
+        costs = [
+            ends if layer == self.depth - 1 else searched + (self.depth - 2 - layer) * full + last
+            for layer in layers
+        ]
+        return whole / 1e9, sum(costs) / len(costs) / 1e9
+
+
+def shape_of(state: TaskState) -> Shape:
+    """The encoder and bank at hand."""
     assert state.bank is not None
-    h, p, depth = state.base.backbone.hidden_size, state.bank.config.length, state.base.backbone.depth
-    wide = 2 * state.base.backbone.config.intermediate_size * h
-    lengths = batch.mask.sum(dim=1).tolist()
-    picked = len({(int(w), int(t)) for w, a, b in batch.options.tolist() for t in (a, b)}) or sum(lengths)
-    padded = len(lengths) * (max(lengths) + p)
-    whole = depth * padded * (4 * h * h + wide + 2 * (max(lengths) + p) * h)
-    extra = p if state.injection == "add" else 0  # slots are tokens of every layer
-    tokens = sum(lengths) + extra * len(lengths)
-    mean = tokens / len(lengths)
-    full = tokens * (4 * h * h + wide + 2 * (mean + p - extra) * h)
-    # the last layer projects keys and values on the side of its few queries
-    heads = state.base.backbone.config.num_attention_heads
-    last = picked * (4 * h * h + wide + heads * 2 * (mean + p - extra) * h)
-    # in the searched layer the text's query, key and value, and its attention to itself, are known
-    searched = sum(lengths) * (h * h + wide + 2 * p * h) + (tokens - sum(lengths)) * (
-        4 * h * h + wide + 2 * mean * h
+    c, bank = state.base.backbone.config, state.bank.config
+    return Shape(
+        state.base.backbone.depth,
+        state.base.backbone.hidden_size,
+        c.intermediate_size,
+        c.num_attention_heads,
+        bank.length,
+        bank.layers > 1,
+        bank.injection == "add",
     )
-    ends = picked * (h * h + wide + 2 * p * h)
-    layers = [0] if router else range(state.bank.config.layers)
-    costs = [ends if layer == depth - 1 else searched + (depth - 2 - layer) * full + last for layer in layers]
-    least = sum(costs) / len(costs)
-    return {"plain": whole / 1e9, "least": least / 1e9}
 
 
-def _timed(run: Callable[[], np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], float]:
-    begin = time.perf_counter()
-    value = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return value, time.perf_counter() - begin
-
-
-def _compared(
-    ours: np.ndarray[Any, Any],
-    theirs: np.ndarray[Any, Any],
-    seconds: float,
-    plain_seconds: float,
-    counted: dict[str, float],
-) -> dict[str, float]:
-    return {
-        "speedup": round(plain_seconds / seconds, 2),
-        "max_loss_difference": float(np.abs(ours - theirs).max()),
-        "calls": len(ours),
-        "ms_per_call": round(1000 * seconds / len(ours), 2),
-        "plain_ms_per_call": round(1000 * plain_seconds / len(ours), 2),
-        "counted_speedup": round(counted["plain"] / counted["least"], 2),
-        "gmac_per_call": round(counted["least"], 3),
-        "plain_gmac_per_call": round(counted["plain"], 3),
-    }
+def products_per_second(state: TaskState) -> float:
+    """1e9 multiplications a second of a matrix product in the shape of a feed-forward."""
+    h = state.base.backbone.hidden_size
+    left, right = (torch.randn(n, h, device=state.base.device) for n in (2048, 4 * h))
+    seconds = []
+    for _ in range(20):
+        begin = _now()
+        torch.nn.functional.linear(left, right)
+        seconds.append(_now() - begin)
+    return 2048 * 4 * h * h / 1e9 / sorted(seconds)[len(seconds) // 2]
 
 
 def long_reviews(task: TaskSpec) -> list[MRCExample]:
@@ -273,14 +282,23 @@ def measure(
     base.bank(bank).routing = Routing("soft", "normalised")
     state = TaskState(base, replace(METHODS[f"mp2-{name}-bb"], bank=bank), seed=0)
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
-    shots = encode_shots(base, examples, reserve)
-    objective = Objective(state, shots, task)
-    lengths = objective.batch.mask.sum(dim=1)
+    objective = Objective(state, encode_shots(base, examples, reserve), task)
     _warm(state, objective)
-    first = stage_one(state, objective, 5 if quick else 20)
-    second = stage_two(state, objective, 1 if quick else 3)
-    shape = {"rows": len(shots), "tokens": int(lengths.sum()), "longest": int(lengths.max())}
-    return {**second, "stage_one": first, **shape, "injection": state.injection}
+    rate = products_per_second(state)
+    lengths: list[int] = objective.batch.mask.sum(dim=1).tolist()
+    # two ends of each option; without options every token is read
+    ends = {(w, t) for w, a, b in objective.batch.options.tolist() for t in (a, b)}
+    picked, shape = len(ends) or sum(lengths), shape_of(state)
+    # the paper's encoder and prompts, for the same texts
+    large = replace(shape, depth=24, hidden=1024, wide=4096, heads=16, prompt=50)
+    found: dict[str, Any] = {"tokens": sum(lengths), "longest": max(lengths), "rate": rate}
+    for stage in ("stage I", "stage II"):
+        one = stage == "stage I"
+        turns = (stage_one if one else stage_two)(state, objective, (5 if quick else 20) if one else 1)
+        counted = shape.multiplications(lengths, picked, router=one)
+        whole, least = large.multiplications(lengths, picked, router=one)
+        found[stage] = {**turns.compared(counted, rate), "counted_large": whole / least}
+    return found
 
 
 def _warm(state: TaskState, objective: Objective) -> None:
@@ -294,23 +312,25 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--quick", action="store_true", help="fewer candidates; under five minutes")
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    parser.add_argument("--model", help="base folder; the shipped model, or random weights without one")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
+    parser.add_argument("--model", help="base folder; the shipped model when absent")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.model or (ASSETS / DEFAULT_BASE / "mp2.json").exists():
-            base = load_base(arguments.model, default_device())
-        else:
-            base = random_base(Path(folder) / "base", SHOTS.read_text(encoding="utf-8"))
-        task, short = labelled_rows(SHOTS, None)
-        result: dict[str, Any] = {"short": {}}
+    base = load_base(arguments.model, default_device())
+    task, short = labelled_rows(SHOTS, None)
+    _say(f"{base.name} on {_device()}")
+    _say(HEADER)
+    found = {}
+    for texts, examples in (("reviews", long_reviews(task)), ("short", short)):
         for name in ("shallow", "deep"):
-            result[name] = measure(base, name, task, long_reviews(task), quick=arguments.quick)
-            result["short"][name] = measure(base, name, task, short, quick=arguments.quick)
-    result["model"], result["device"] = base.name, _device()
-    if not arguments.json:
-        _show(result)
-    print(json.dumps(result))
+            found[texts, name] = measure(base, name, task, examples, quick=arguments.quick)
+            _show(texts, name, found[texts, name])
+    if arguments.json:
+        wanted = ("speedup", "max_loss_difference")
+        print(
+            json.dumps(
+                {n: {k: found["reviews", n]["stage II"][k] for k in wanted} for n in ("shallow", "deep")}
+            )
+        )
 
 
 def _device() -> str:
@@ -319,18 +339,23 @@ def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def _show(result: dict[str, Any]) -> None:
-    print(f"{result['model']} on {result['device']}")
-    pairs = [(part, name) for part in (result, result["short"]) for name in ("shallow", "deep")]
-    for part, name in pairs:
-        both = {"stage I (router)": part[name]["stage_one"], "stage II (prompts)": part[name]}
-        for title, numbers in both.items():
-            print(
-                f"{name:8} {title:19} {part[name]['tokens']:5} tokens"
-                f" {numbers['plain_ms_per_call']:8.1f} -> {numbers['ms_per_call']:7.1f} ms a call:"
-                f" {numbers['speedup']:5.1f} times, counted {numbers['counted_speedup']:.1f};"
-                f" losses differ by at most {numbers['max_loss_difference']:.1e}"
-            )
+HEADER = (
+    "texts    tokens longest bank     stage     plain ms  ours ms  times counted  large  limit ms  difference"
+)
+
+
+def _show(texts: str, name: str, measured: dict[str, Any]) -> None:
+    for stage in ("stage I", "stage II"):
+        m = measured[stage]
+        _say(
+            f"{texts:8} {measured['tokens']:6} {measured['longest']:7} {name:8} {stage:8}"
+            f" {m['plain_ms']:9.1f} {m['ms']:8.1f} {m['speedup']:6.2f} {m['counted']:7.2f}"
+            f" {m['counted_large']:6.2f} {m['least_ms']:9.1f}  {m['max_loss_difference']:.1e}"
+        )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

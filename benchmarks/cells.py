@@ -1,7 +1,8 @@
 """What is timed: each cell sets rivals up on the same rows and returns what each of them runs.
 
 Rivals: ``mp2``; ``bare``, the frozen encoder alone over as many real tokens without padding, forward, and
-backward to its input where something is trained: the limit; ``released``, see ``released.py``.
+backward to its input where something is trained: the limit; ``released``, see ``released.py``; PEFT's prefix
+and prompt tuning, where they can do the job. A slow rival may run a part of the work that stands for all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from released import ReleasedBatch, ReleasedModel, answers, train_step
 from released import batches as released_batches
+from rival_peft import KINDS, PeftRival
+from timing import Cell
 from workload import SIZES, Shape, random_encoder, shapes, tokens_of
 
 from mp2.data.encode import Encoded
@@ -34,6 +37,7 @@ ROWS, TOKENS = 32, 6144
 POOL = 64 * ROWS
 FOREVER = 1 << 40
 Runs = dict[str, Callable[[], object]]
+PART = 4  # the released way and PEFT run one of so many batches
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Bench:
         base: Random base of that size.
         tasks: Tasks of a cell, spread over all lengths.
         bands: Batches per task, spread over its lengths.
-        released: Whether to run the released way.
-        precision: fp32 or bf16; the released way is always fp32.
+        rivals: Whether to run the released way and PEFT.
+        precision: fp32 or bf16; rivals other than ``bare`` are always fp32.
         seed: Seed of rows.
     """
 
@@ -54,7 +58,7 @@ class Bench:
     base: Base
     tasks: int = 6
     bands: int = 4
-    released: bool = True
+    rivals: bool = True
     precision: str = "fp32"
     seed: int = 0
     bare: Any = field(init=False)
@@ -108,7 +112,7 @@ def _sampled(bench: Bench, shape: Shape) -> list[list[Encoded]]:
     return [shape.rows(lengths[batch], rng, vocabulary) for batch in chosen]
 
 
-class _Split(list[Encoded]):
+class Split(list[Encoded]):
     """Rows in memory, in the form of a prepared split."""
 
     def take(self, indices: Sequence[int]) -> list[Encoded]:
@@ -116,7 +120,7 @@ class _Split(list[Encoded]):
         return [self[i] for i in indices]
 
 
-class _Cycle:
+class Cycle:
     """The same batches again and again, as a source of the loop."""
 
     def __init__(self, items: Sequence[Any]) -> None:
@@ -127,45 +131,63 @@ class _Cycle:
         return self.items[self.at]
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept."""
         return {}
 
     def load_state_dict(self, state: Any) -> None:
-        pass
+        """Nothing is kept."""
 
 
-def pretrain_step(bench: Bench) -> tuple[Runs, int, int]:
+def _spread(rows: Sequence[Encoded]) -> list[Encoded]:
+    """One of ``PART`` rows at equal steps through all lengths, in random order: a typical random batch."""
+    ordered = sorted(rows, key=lambda row: len(row.windows[0].ids))
+    chosen = ordered[PART // 2 :: PART]
+    return [chosen[i] for i in np.random.default_rng(0).permutation(len(chosen))]
+
+
+def multitask_trainer(
+    base: Base, batches: Sequence[Sequence[Sequence[Encoded]]], config: MultiTaskConfig
+) -> Trainer:
+    """Step 2 on given batches of each task, task by task, round and round."""
+    rows = [[row for batch in task for row in batch] for task in batches]
+    tasks = {
+        str(i): SimpleNamespace(split=lambda name, r=r: Split(r if name == "train" else ()))
+        for i, r in enumerate(rows)
+    }
+    run = MultiTaskRun(base, tasks, config)
+    items = []
+    for task, its in enumerate(batches):
+        ends = np.cumsum([len(batch) for batch in its]).tolist()
+        items += [(task, range(end - len(batch), end)) for end, batch in zip(ends, its, strict=True)]
+    return Trainer(run.groups(), Cycle(items), run.loss, config.loop, device=base.device)
+
+
+def pretrain_step(bench: Bench) -> Cell:
     """Step 2: tasks with their routers, forward, backward, optimiser."""
     batches = [_sampled(bench, shape) for shape in shapes(bench.tasks)]
     rows = [[row for batch in task for row in batch] for task in batches]
-    tasks = {
-        str(i): SimpleNamespace(split=lambda name, r=r: _Split(r if name == "train" else ()))
-        for i, r in enumerate(rows)
-    }
-    run = MultiTaskRun(bench.base, tasks, MultiTaskConfig(tokens=TOKENS))
-    items, counts = [], []
-    for task, its in enumerate(batches):
-        at = 0
-        for batch in its:
-            items.append((task, range(at, at + len(batch))))
-            counts.append((len(batch), tokens_of(batch)))
-            at += len(batch)
-    config = LoopConfig(FOREVER, precision=bench.precision)
-    trainer = Trainer(run.groups(), _Cycle(items), run.loss, config, device=bench.base.device)
+    counts = [(len(batch), tokens_of(batch)) for task in batches for batch in task]
+    loop = LoopConfig(FOREVER, precision=bench.precision)
+    trainer = multitask_trainer(bench.base, batches, MultiTaskConfig(tokens=TOKENS, loop=loop))
     runs: Runs = {
-        "mp2": lambda: [trainer.one_step() for _ in items],
+        "mp2": lambda: [trainer.one_step() for _ in counts],
         "bare": lambda: [bench.bare_pass(*count, backward=True) for count in counts],
     }
-    if bench.released:
+    if bench.rivals:
         model = bench.released_model(len(rows)).train()
         optimisers = model.optimisers((5e-4, 1e-4))
         theirs = [
-            (task, batch) for task, its in enumerate(rows) for batch in released_batches(its, bench.rng)
+            (task, batch)
+            for task, its in enumerate(rows)
+            for batch in released_batches(_spread(its), bench.rng)
         ]
         runs["released"] = lambda: [
             train_step(model, optimisers, ReleasedBatch(batch, bench.base.device), task)
             for task, batch in theirs
         ]
-    return runs, sum(c[0] for c in counts), sum(c[1] for c in counts)
+    samples = sum(count[0] for count in counts)
+    share = sum(len(batch) for _, batch in theirs) / samples if bench.rivals else 1.0
+    return Cell(runs, samples, sum(count[1] for count in counts), {"released": share})
 
 
 def _shots(bench: Bench, shape: Shape) -> list[Encoded]:
@@ -180,7 +202,7 @@ def _with_options(bench: Bench) -> list[Shape]:
     return [every[int((i + 0.5) * len(every) / count)] for i in range(count)]
 
 
-def _stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: Sequence[Encoded]) -> Trainer:
+def stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: Sequence[Encoded]) -> Trainer:
     """A stage of few-shot tuning, as ``run_gradient`` runs it."""
     groups = [Group(name, state.parameters(name), rate, weight_decay=0.0) for name, rate in lr.items()]
     for group in groups:
@@ -193,34 +215,44 @@ def _stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: S
         return row_losses(logits, batch, "option")[0].sum(), batch.known, batch.ids.numel()
 
     config = LoopConfig(FOREVER, accumulate=len(batches), precision=bench.precision)
-    return Trainer(groups, _Cycle(batches), loss, config, device=bench.base.device)
+    return Trainer(groups, Cycle(batches), loss, config, device=bench.base.device)
 
 
-def fewshot_step(bench: Bench) -> tuple[Runs, int, int]:
+def fewshot_step(bench: Bench) -> Cell:
     """Few-shot tuning: one step of stage I and one of stage II on the 32 rows of each task."""
     sets = [_shots(bench, shape) for shape in _with_options(bench)]
     method = METHODS["mp2-deep-gd"]
     trainers = []
     for rows in sets:
         for stage in method.stages:
-            trainers.append(_stage_trainer(bench, TaskState(bench.base, method, 0), stage.lr, rows))
+            trainers.append(stage_trainer(bench, TaskState(bench.base, method, 0), stage.lr, rows))
     runs: Runs = {
         "mp2": lambda: [trainer.one_step() for trainer in trainers],
         "bare": lambda: [bench.bare_pass(ROWS, tokens_of(s), backward=True) for s in sets for _ in range(2)],
     }
-    if bench.released:
-        models = [bench.released_model(1, multiplied=True).eval() for _ in sets]
-        pairs = [(model, model.optimisers((3e-3, 2e-5))) for model in models]
-        theirs = [ReleasedBatch(rows, bench.base.device) for rows in sets]
-        runs["released"] = lambda: [
-            train_step(model, optimisers, batch)
-            for (model, optimisers), batch in zip(pairs, theirs, strict=True)
-            for _ in range(2)
-        ]
-    return runs, 2 * ROWS * len(sets), 2 * sum(map(tokens_of, sets))
+    shares = {}
+    if bench.rivals:  # one step stands for both: their stages move the same parameters
+        for name, train in {"released": _released_shots, **{kind: _peft_shots for kind in KINDS}}.items():
+            runs[name], shares[name] = train(bench, sets, name), 0.5
+    return Cell(runs, 2 * ROWS * len(sets), 2 * sum(map(tokens_of, sets)), shares)
 
 
-def _answer(bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which: Any = 0) -> object:
+def _released_shots(bench: Bench, sets: Sequence[Sequence[Encoded]], _: str) -> Callable[[], object]:
+    models = [bench.released_model(1, multiplied=True).eval() for _ in sets]
+    pairs = [(model, model.optimisers((3e-3, 2e-5))) for model in models]
+    theirs = [ReleasedBatch(rows, bench.base.device) for rows in sets]
+    return lambda: [
+        train_step(model, optimisers, batch) for (model, optimisers), batch in zip(pairs, theirs, strict=True)
+    ]
+
+
+def _peft_shots(bench: Bench, sets: Sequence[Sequence[Encoded]], kind: str) -> Callable[[], object]:
+    rivals = [PeftRival(random_encoder(SIZES[bench.size]), kind, bench.base.device) for _ in sets]
+    return lambda: [rival.train_step(rows) for rival, rows in zip(rivals, sets, strict=True)]
+
+
+def answer(bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which: Any = 0) -> object:
+    """Answers of rows, with texts read out."""
     options = [[str(i) for i in range(row.n_options)] for row in rows]
     contexts = ["字" * 600] * len(rows)
     with bench.autocast():
@@ -228,34 +260,37 @@ def _answer(bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which:
 
 
 @torch.no_grad()
-def evaluation(bench: Bench) -> tuple[Runs, int, int]:
+def evaluation(bench: Bench) -> Cell:
     """Answers of many rows, task by task."""
     rng, vocabulary = bench.rng, SIZES[bench.size].vocabulary
-    sets = [
-        shape.rows(shape.draw(ROWS * 2 * bench.bands, rng), rng, vocabulary) for shape in shapes(bench.tasks)
-    ]
-    run = MultiTaskRun(bench.base, {"0": SimpleNamespace(split=lambda name: _Split())}, MultiTaskConfig())
-    prompts = run.prompts([0], sample=False)
+    sets = [shape.rows(shape.draw(ROWS * bench.bands, rng), rng, vocabulary) for shape in shapes(bench.tasks)]
+    run = MultiTaskRun(bench.base, {"0": SimpleNamespace(split=lambda name: Split())}, MultiTaskConfig())
+    prompts = run.prompts([0])
     assert prompts is not None
     runs: Runs = {
-        "mp2": lambda: [_answer(bench, rows, prompts) for rows in sets],
+        "mp2": lambda: [answer(bench, rows, prompts) for rows in sets],
         "bare": lambda: [
             bench.bare_pass(ROWS, tokens_of(rows[at : at + ROWS]), backward=False)
             for rows in sets
             for at in range(0, len(rows), ROWS)
         ],
     }
-    if bench.released:
+    if bench.rivals:
         model = bench.released_model(len(sets)).eval()
-        theirs = [(task, batch) for task, rows in enumerate(sets) for batch in released_batches(rows, rng)]
+        few = [(task, _spread(rows)) for task, rows in enumerate(sets)]
+        theirs = [(task, batch) for task, rows in few for batch in released_batches(rows, rng)]
         runs["released"] = lambda: [
             answers(model, ReleasedBatch(batch, bench.base.device), task) for task, batch in theirs
         ]
-    return runs, sum(map(len, sets)), sum(map(tokens_of, sets))
+        for kind in KINDS:  # it knows one prompt, so every task is asked of the same
+            rival = PeftRival(random_encoder(SIZES[bench.size]), kind, bench.base.device)
+            runs[kind] = lambda rival=rival: [rival.answers(batch) for _, batch in theirs]
+    shares = {name: 1 / PART for name in runs if name not in ("mp2", "bare")}
+    return Cell(runs, sum(map(len, sets)), sum(map(tokens_of, sets)), shares)
 
 
 @torch.no_grad()
-def mixed_tasks(bench: Bench, count: int = 256) -> tuple[Runs, int, int]:
+def mixed_tasks(bench: Bench, count: int = 256) -> Cell:
     """``count`` rows of as many tasks in one call, against the same rows of one task."""
     shape = _with_options(bench)[-1]
     rng = bench.rng
@@ -264,14 +299,14 @@ def mixed_tasks(bench: Bench, count: int = 256) -> tuple[Runs, int, int]:
     prompts = torch.randn(count, bench.base.backbone.depth, 16, hidden, device=bench.base.device)
     states = bench.base.backbone.prefix_states(prompts)  # served tasks are composed and projected once
     runs: Runs = {
-        "mp2": lambda: _answer(bench, rows, states, list(range(count))),
-        "single": lambda: _answer(bench, rows, states[:1]),
-        "projected each time": lambda: _answer(bench, rows, prompts, list(range(count))),
+        "mp2": lambda: answer(bench, rows, states, list(range(count))),
+        "single": lambda: answer(bench, rows, states[:1]),
+        "projected each time": lambda: answer(bench, rows, prompts, list(range(count))),
     }
-    return runs, count, tokens_of(rows)
+    return Cell(runs, count, tokens_of(rows))
 
 
-def blackbox(bench: Bench, candidates: int = 20) -> tuple[Runs, int, int]:
+def blackbox(bench: Bench, candidates: int = 20) -> Cell:
     """Losses of a population of routers on 32 rows."""
     rows = _shots(bench, _with_options(bench)[0])
     state = TaskState(bench.base, METHODS["mp2-deep-bb"], 0)
@@ -279,18 +314,20 @@ def blackbox(bench: Bench, candidates: int = 20) -> tuple[Runs, int, int]:
     assert state.bank is not None
     c = state.bank.config
     found = np.random.default_rng(1).normal(size=(candidates, c.layers * c.modules))
+    part = max(1, candidates // 10)
     runs: Runs = {
         "mp2": lambda: objective(found),
-        "bare": lambda: [bench.bare_pass(ROWS, tokens_of(rows), backward=False) for _ in range(candidates)],
+        "bare": lambda: [bench.bare_pass(ROWS, tokens_of(rows), backward=False) for _ in range(part)],
     }
-    if bench.released:
+    if bench.rivals:
         model = bench.released_model(1).eval()
         batch = ReleasedBatch(rows, bench.base.device)
-        runs["released"] = lambda: [answers(model, batch) for _ in range(candidates)]
-    return runs, candidates * len(rows), candidates * tokens_of(rows)
+        runs["released"] = lambda: [answers(model, batch) for _ in range(part)]
+    shares = dict.fromkeys(("bare", "released"), part / candidates)
+    return Cell(runs, candidates * len(rows), candidates * tokens_of(rows), shares)
 
 
-CELLS: dict[str, Callable[[Bench], tuple[Runs, int, int]]] = {
+CELLS: dict[str, Callable[[Bench], Cell]] = {
     "pretrain_step": pretrain_step,
     "fewshot_step": fewshot_step,
     "evaluation": evaluation,

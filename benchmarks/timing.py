@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -15,8 +15,26 @@ Runs = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """Rivals set up on the same rows.
+
+    Attributes:
+        runs: Rival -> what to time.
+        samples: Rows of one run.
+        tokens: Real tokens of one run.
+        shares: Rival -> share of the work that its run does, where that is not all of it: a slow rival runs
+            a part that stands for the whole.
+    """
+
+    runs: Runs
+    samples: int
+    tokens: int
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds of each rival in each round, for the same work.
+    """Seconds of each rival in each round, for the whole work.
 
     Attributes:
         seconds: Rival -> seconds per round.
@@ -38,38 +56,27 @@ class Timed:
         return median(ratios), min(ratios), max(ratios)
 
 
-def interleave(
-    runs: Runs,
-    *,
-    samples: int,
-    tokens: int,
-    budget: float,
-    least: int = 3,
-    most: int = 9,
-    device: str = "cpu",
-) -> Timed:
+def interleave(cell: Cell, *, budget: float, least: int = 3, most: int = 9, device: str = "cpu") -> Timed:
     """Run every rival once to warm up, then in turns until the budget is spent.
 
     Args:
-        runs: Rival -> what to time; each does the same work.
-        samples: Rows of one run.
-        tokens: Real tokens of one run.
-        budget: Seconds to spend after the warm-up.
-        least: Rounds at least.
+        cell: What to time.
+        budget: Seconds to spend, the warm-up counted.
+        least: Rounds at least, whatever the budget.
         most: Rounds at most.
         device: Where it runs; a card is waited for before the clock is read.
     """
-    for run in runs.values():
-        _seconds(run, device)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
     begin = time.perf_counter()
+    for run in cell.runs.values():
+        _seconds(run, device)
+    seconds: dict[str, list[float]] = {name: [] for name in cell.runs}
+    names = list(cell.runs)
     for number in range(most):
         if number >= least and time.perf_counter() - begin > budget:
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(_seconds(runs[name], device))
-    return Timed(seconds, samples, tokens)
+            seconds[name].append(_seconds(cell.runs[name], device) / cell.shares.get(name, 1.0))
+    return Timed(seconds, cell.samples, cell.tokens)
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import os
 import random
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +119,9 @@ def default_device() -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        device = str(PartialState(cpu=not torch.cuda.is_available()).device)
+        # one process may prepare data for hours while the others wait for it
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+        device = str(state.device)
         atexit.register(_leave)
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,12 +143,61 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
+@contextlib.contextmanager
+def one_after_the_other() -> Iterator[bool]:
+    """The first process runs the block before all others; yields whether this is the first.
+
+    For what is written once and read by all: whoever comes second finds it done.
+    """
     import torch.distributed
 
-    if rank_and_world()[1] > 1:
+    rank, world = rank_and_world()
+    if world > 1 and rank > 0:
         torch.distributed.barrier()
+    yield rank == 0
+    if world > 1 and rank == 0:
+        torch.distributed.barrier()
+
+
+def sum_over_processes(values: Sequence[float], device: str = "cpu") -> list[float]:
+    """Element-wise sums of the processes' values."""
+    import torch
+
+    if rank_and_world()[1] == 1:
+        return list(values)
+    every = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(every)
+    found: list[float] = every.tolist()
+    return found
+
+
+def release_free_memory() -> None:
+    """Give the system back what is free inside this process's heap (glibc; elsewhere nothing happens).
+
+    Batches of ever other shapes leave holes in the heap into which the next shapes do not fit, so a long
+    training on a CPU comes to hold several times what it uses. Costs milliseconds.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+@contextlib.contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Import the large libraries in a fifth less time.
+
+    They make 600,000 objects, all of which stay; looking through them for garbage again and again costs that
+    much. Afterwards the collector leaves them alone.
+    """
+    fresh = "torch" not in sys.modules
+    gc.disable()
+    try:
+        yield
+    finally:
+        if fresh:
+            gc.freeze()
+        gc.enable()
 
 
 def version_facts() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner, Result
 from mp2.cli.main import app
 from mp2.errors import Mp2Error
 from mp2.model.checkpoint import Base
+from mp2.tuning.methods import METHODS
+from mp2.tuning.stages import Bayes
 
 GOOD = "text,label\n" + "".join(
     f"{name}{word},{label}\n"
@@ -46,6 +49,25 @@ def test_a_csv_becomes_an_adapter_that_answers(base: Base, tmp_path: Path) -> No
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(lines) == 2 and all(line["label"] in ("正面", "负面") for line in lines)
     assert all(sum(line["scores"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
+
+
+def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = METHODS["mp2-deep-bb-router"]
+    monkeypatch.setitem(METHODS, row.name, replace(row, stages=(Bayes(calls=12, random=8),)))
+    arguments = ("--method", "mp2-deep-bb-router", "--search", str(tmp_path / "search"))
+    first = tune(tmp_path, base, GOOD, *arguments)
+    assert first.exit_code == 0, first.output
+    assert "best 0." in first.stderr or "best 1." in first.stderr
+    assert "most like the known tasks" in first.stdout
+    lines = (tmp_path / "search" / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 12
+    again = tune(tmp_path, base, GOOD, *arguments, "--replace", "--json")
+    assert json.loads(again.stdout)["calls"] == {"0": 12}
+    assert (tmp_path / "search" / "calls.jsonl").read_text(encoding="utf-8").splitlines() == lines
+    refused = tune(tmp_path, base, GOOD, "--search", str(tmp_path / "search"), "--replace")
+    assert "no black-box stage" in str(refused.exception)
 
 
 def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def record(
         "bank": "deep",
         "bank_fingerprint": "c" * 16,
         "test_limit": 0,
+        "settings": "steps=3",
         "status": "done",
         "metric": metric,
         "test": sum(scores) / rows,

@@ -16,9 +16,9 @@ from mp2.evaluation.records import read_records
 from mp2.model.checkpoint import Base
 from mp2.tasks import catalogue
 from mp2.tuning.methods import METHODS, get_method
-from mp2.tuning.stages import Gradient
+from mp2.tuning.stages import Bayes, Cma, Gradient
 from tests.evaluation.invented import write_data
-from tests.micro import micro_base
+from tests.tuning.rows import full_base, short_methods
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,16 @@ def test_a_grid_writes_one_whole_record_per_run(base: Base, grid: Grid, tmp_path
     assert len(draws) == 4  # all methods see the same rows
 
 
+def test_calls_of_a_black_box_search_are_those_of_all_its_stages(
+    base: Base, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(get_method("mp2-deep-bb"), stages=(Bayes(calls=5, random=4), Cma(calls=12, popsize=6)))
+    monkeypatch.setitem(METHODS, row.name, row)
+    searched = replace(grid, tasks=("chnsent",), methods=(row.name,), seeds=(8,))
+    assert run_grid(searched, tmp_path / "records.jsonl", base=base, say=lambda _: None) == (1, 0)
+    assert [r.calls for r in read_records([tmp_path / "records.jsonl"])] == [17]
+
+
 def test_a_grid_goes_on_where_it_stopped_with_the_same_numbers(
     base: Base, grid: Grid, tmp_path: Path
 ) -> None:
@@ -82,9 +92,42 @@ def test_a_grid_goes_on_where_it_stopped_with_the_same_numbers(
     parts.write_bytes(data[: len(data) - 40])  # killed while writing the last record
     assert run_grid(grid, parts, base=base, say=lambda _: None) == (5, 0)
     assert run_grid(grid, parts, base=base, say=lambda _: None) == (0, 0)
+    assert run_grid(grid, tmp_path / "more.jsonl", base=base, known=[parts], say=lambda _: None) == (0, 0)
     assert {(r.key, r.test, str(r.scores)) for r in read_records([parts])} == {
         (r.key, r.test, str(r.scores)) for r in read_records([whole])
     }
+
+
+@pytest.mark.parametrize("name", ["mp2-deep-gd", "mp2-deep-bb"])
+def test_a_first_stage_that_is_a_row_of_its_own_is_tuned_once_with_the_same_numbers(
+    name: str, base: Base, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = next(method for method in short_methods() if method.name == name)
+    for row in (whole, whole.router_only()):
+        monkeypatch.setitem(METHODS, row.name, row)
+    both = replace(grid, tasks=("chnsent",), methods=(f"{name}-router", name))
+    calls: list[str] = []
+    real = grid_module.tune
+
+    def counted(*args: object, **named: object) -> object:
+        calls.append(args[4].name)  # type: ignore[attr-defined]
+        return real(*args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(grid_module, "tune", counted)
+    together, alone = tmp_path / "together.jsonl", tmp_path / "alone.jsonl"
+    run_grid(both, together, base=base, say=lambda _: None)
+    assert calls == [name, name]
+    for method in both.methods:
+        run_grid(replace(both, methods=(method,)), alone, base=base, say=lambda _: None)
+    numbers = [
+        {
+            r.key: (r.test, r.scores, r.dev, r.calls, r.tuned_parameters, len(r.curve))
+            for r in read_records([p])
+        }
+        for p in (together, alone)
+    ]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 4
+    assert all(r.peak_memory["process_mib"] > 0 for r in read_records([together]))
 
 
 def test_a_failed_run_is_recorded_and_the_grid_goes_on(
@@ -152,8 +195,23 @@ def test_the_clock_counts_each_method_by_itself() -> None:
     assert clock.eta() == "2 min 00 s"
 
 
-def test_a_bench_is_ready_for_every_method(tmp_path: Path, root: Path, cache: Path) -> None:
-    base = micro_base(tmp_path / "micro")
-    names = tuple(name for name, method in METHODS.items() if method.holds == "prompts")
-    bench = Bench(Grid(("chnsent",), names, (8,), root, cache), base)
-    assert len(list(bench.runs())) == len(names)
+def test_every_row_of_the_methods_table_runs_through_one_grid(
+    tmp_path: Path, root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out = full_base(tmp_path / "micro"), tmp_path / "records.jsonl"
+    for method in short_methods():
+        monkeypatch.setitem(METHODS, method.name, method)
+    lines: list[str] = []
+    every = Grid(("chnsent",), ("all",), (8,), root, cache, shots=(2,), test_rows=6)
+    assert run_grid(every, out, base=base, say=lines.append) == (len(METHODS), 0)
+    records = read_records([out])
+    assert {r.method for r in records} == set(METHODS) and {r.test_rows for r in records} == {6}
+    for r in records:
+        method = METHODS[r.method]
+        assert (r.bank, bool(r.bank_fingerprint)) == (method.bank, method.bank is not None)
+        assert (r.calls > 0) == (r.tuned_parameters > 0) == bool(method.stages), r.method
+    spans = Bench(replace(every, tasks=("cote-bd",)), base)
+    assert spans.unfit() == [
+        f"{name}: not for cote-bd, which have no fixed labels" for name in ("linear-probing", "setfit")
+    ]
+    assert {run.method.name for run in spans.runs()} == set(METHODS) - {"linear-probing", "setfit"}

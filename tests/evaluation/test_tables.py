@@ -100,6 +100,14 @@ def test_table_4_is_in_minutes() -> None:
     assert tables.table_4(Results(_records({"mp2-deep-gd": 0.8}))) is None
 
 
+def test_only_searches_by_forward_passes_are_black_box() -> None:
+    kinds = {name: tables.paradigm(name) for name in METHODS}
+    assert {name for name, kind in kinds.items() if kind == "BB"} == {
+        name for name in METHODS if "bb" in name.split("-") or name in ("bbt", "bbtv2")
+    }
+    assert kinds["zero-shot"] == "–" and kinds["setfit"] == kinds["linear-probing"] == "GD"
+
+
 def test_table_5_takes_the_shipped_bank_for_the_kind_that_has_no_variant() -> None:
     plain = _records({"mp2-deep-gd": 0.8}, ("lcqmc",))
     slow = [record("mp2-deep-gd", "lcqmc", s, variant="one-speed", bank_fingerprint="s") for s in (8, 13)]
@@ -123,6 +131,7 @@ def test_table_1_lists_the_banks_of_a_base(base: object) -> None:
         ({"bank_fingerprint": "x"}, "banks: deep"),
         ({"versions": {"mp2": "9"}}, "package versions: 0.1.0: 1 runs, 9: 1 runs"),
         ({"method_version": 2}, "method versions: mp2-deep-gd v1"),
+        ({"settings": "steps=9"}, "settings: mp2-deep-gd: steps=3: 1 runs, mp2-deep-gd: steps=9"),
         ({"task_version": 2}, "task versions: lcqmc v1"),
         ({"test_key": "x"}, "test rows: lcqmc"),
     ],
@@ -132,7 +141,7 @@ def test_mixed_records_are_refused_unless_asked(change: dict[str, object], said:
     with pytest.raises(ConfigError, match=f"pass --mixed .*\n  {said}"):
         Results(records)
     assert Results(records, mixed=True).objections
-    assert not mixtures([record(seed=8), record(seed=13)])
+    assert not mixtures([record(seed=8), record(seed=13), record(seed=21, settings="")])
 
 
 def test_methods_that_saw_other_rows_are_not_compared() -> None:

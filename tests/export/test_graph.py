@@ -33,7 +33,7 @@ class InRuntime(MRCModel):
         return torch.from_numpy(self.session.run(None, given)[0])
 
 
-@pytest.mark.parametrize("kind", ["router"])
+@pytest.mark.parametrize("kind", ["router", "shallow"])
 def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: str) -> None:
     tasks = {task.name: task for task in (REVIEWS, PAIRS, TARGETS)}
     made = {name: adapter(base, task, seed, kind) for seed, (name, task) in enumerate(tasks.items())}

@@ -48,7 +48,7 @@ class Client:
         sent = {"content-type": "application/json"} if data is not None else {}
         sent |= self.headers | {name.replace("_", "-"): value for name, value in headers.items()}
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         ) as connection:
             connection.request(method, path, data, sent)
             response = connection.getresponse()
@@ -58,7 +58,7 @@ class Client:
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
         """Server-sent events until the stream ends."""
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         ) as connection:
             connection.request("GET", path, headers=self.headers)
             kind = ""
@@ -68,7 +68,7 @@ class Client:
                 elif line.startswith(b"data: "):
                     yield kind, json.loads(line[6:])
 
-    def job(self, id_: str, seconds: float = 180) -> Any:
+    def job(self, id_: str, seconds: float = 300) -> Any:
         """A job once it has ended."""
         end = time.monotonic() + seconds
         while (state := self("GET", f"/v1/jobs/{id_}").json)["status"] in ("queued", "running"):

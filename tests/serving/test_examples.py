@@ -79,6 +79,13 @@ def test_repetitions_contradictions_and_long_texts_are_pointed_out() -> None:
     assert warnings["long"] == {"count": 2, "window": 128}
 
 
+def test_more_labels_than_a_prompt_can_hold_are_refused() -> None:
+    rows = [{"text": "好", "label": f"种类{chr(0x4E00 + n)}"} for n in range(201)]
+    checked, report = look(rows=rows, most=300)
+    assert checked.task is None and not report["usable"]
+    assert "at most 200 different labels, got 201" in report["problems"][0]["message"]
+
+
 def test_a_task_file_may_come_along() -> None:
     task_file = (
         "name: other\nfamily: classification\nlabels: [甲, 乙]\ncoding: {'1': 甲, '2': 乙}\nlabel: y\n"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,7 @@ def test_quotas_and_whose_job_it_is(base: Base, tmp_path: Path) -> None:
         assert a("GET", f"/v1/jobs/{mine}").status == 200
 
 
-def one(tmp_path: Path, base: str | None, quota: Quota, patience: float = 120) -> dict[str, Any]:
+def one(tmp_path: Path, base: str | None, quota: Quota, patience: float = 300) -> dict[str, Any]:
     """Run one job without HTTP and return its state."""
 
     async def scene() -> dict[str, Any]:
@@ -148,6 +151,25 @@ def test_a_killed_worker_is_reported(base: Base, tmp_path: Path, monkeypatch: py
     assert state["status"] == "failed" and "exit code -9" in state["error"]
 
 
+def stop_under_load(call: Client, process: subprocess.Popen[str]) -> None:
+    """SIGTERM: what was accepted is answered, the rest is refused, nothing breaks in the middle."""
+    body = {"inputs": ["味道很好" * 400] * 256, "timeout_ms": 60_000}
+
+    def ask(_: int) -> int:
+        try:
+            return call("POST", "/v1/tasks/reviews/predict", body).status
+        except ConnectionRefusedError:
+            return 0  # it had stopped listening
+
+    with ThreadPoolExecutor(4) as pool:
+        replies = pool.map(ask, range(4))
+        while "mp2_queue_rows 0.0" in call("GET", "/metrics").body.decode():
+            time.sleep(0.01)
+        process.terminate()
+        assert set(replies) <= {200, 429, 0}
+    assert process.wait(300) in (0, -signal.SIGTERM)
+
+
 def test_a_server_killed_during_a_job_takes_it_up_again(base: Base, tmp_path: Path) -> None:
     tasks = folder(base, tmp_path / "tasks")
     with in_process(tasks, "--model", str(base.path)) as (call, process):
@@ -159,10 +181,11 @@ def test_a_server_killed_during_a_job_takes_it_up_again(base: Base, tmp_path: Pa
         process.wait()
     assert json.loads((tasks / ".jobs" / id_ / "job.json").read_text(encoding="utf-8"))["status"] == "running"
     assert {path.name for path in tasks.iterdir()} >= {"pairs", "reviews", "targets"}
-    with in_thread(Settings(tasks, str(base.path)), base) as (call, _):
+    with in_process(tasks, "--model", str(base.path)) as (call, process):
         assert call.job(id_)["status"] == "done"
         assert call("POST", "/v1/tasks/reviews/predict", {"inputs": "好"}).body == before
         assert call("POST", "/v1/tasks/shop/predict", {"inputs": "这家店好"}).status == 200
+        stop_under_load(call, process)
     assert load_adapter(tasks / "shop").task.name == "shop"
     assert json.loads((tasks / ".jobs" / id_ / "job.json").read_text(encoding="utf-8"))["attempts"] == 2
 

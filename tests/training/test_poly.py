@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mp2.cli.main import app
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.model.checkpoint import Base
 from mp2.model.low_rank import SkillsConfig, load_skills
@@ -57,6 +59,28 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     parts = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "parts")
     for name, value in whole.tensors.items():
         torch.testing.assert_close(value, parts.tensors[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_command_trains_on_tasks_of_the_catalogue(base: Base, tmp_path: Path) -> None:
+    lines = [f"{n % 2},{'送得很快' if n % 2 else '送得太慢'}，第{n}次的味道" for n in range(60)]
+    (tmp_path / "data" / "Waimai").mkdir(parents=True)
+    (tmp_path / "data" / "Waimai" / "waimai_10k.csv").write_text("label,review\n" + "\n".join(lines), "utf-8")
+    folders = [
+        "--root",
+        str(tmp_path / "data"),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    few = ["--suite", "waimai", "--steps", "2", "--rows", "4", "--skills", "2", "--rank", "2"]
+    done = CliRunner().invoke(app, ["pretrain-poly", str(base.path), *folders, *few])
+    assert done.exit_code == 0, done.output
+    assert load_skills(tmp_path / "o" / "bank", base.fingerprint).tasks == ("waimai",)
+    bare = CliRunner().invoke(
+        app, ["pretrain-poly", str(base.path), "--out", str(tmp_path / "p")], env={"MP2_DATA": ""}
+    )
+    assert "name the folder of the public data sets" in str(bare.exception)
 
 
 def test_a_task_starts_from_it(base: Base, tasks: dict[str, PreparedTask], tmp_path: Path) -> None:

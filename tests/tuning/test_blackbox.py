@@ -29,7 +29,7 @@ from mp2.tuning.tune import tune
 from tests.micro import LAYERS, MODULES
 from tests.tuning.shots import prepared, review_rows, review_task
 
-ROUTER = Bayes(calls=8, random=5)
+ROUTER = Bayes(calls=8, random=4)
 FUSED = Cma(calls=50, popsize=6, sigma=(0.5, 0.5), eval_every=12)
 
 
@@ -220,7 +220,7 @@ def test_a_finished_search_is_read_and_another_one_is_refused(base: Base, tmp_pa
         run(base, row, folder=tmp_path)
 
 
-@pytest.mark.parametrize("stage", [replace(ROUTER, random=3), FUSED])
+@pytest.mark.parametrize("stage", [replace(ROUTER, random=2), FUSED])
 def test_ctrl_c_returns_the_best_so_far(
     base: Base, stage: Bayes | Cma, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,16 @@ def evaluate(
     bank: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER: use another bank in place of one of the base.")
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: a stage's setting, such as lr.prompts=0.01 or 2.steps=64."),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Split to draw from, and split to score; train,dev to choose settings.")
+    ] = "pool,test",
+    known: Annotated[
+        list[Path] | None, typer.Option(help="Other records files; runs that they hold are not done again.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared data.")] = None,
     runner: Annotated[
         Literal["local", "ray"], typer.Option(help="This process, or workers of a Ray cluster (extra 'ray').")
@@ -82,10 +92,12 @@ def evaluate(
         shots=_numbers("shots", shots) if shots else (None,),
         test_rows=test_rows,
         variant=variant,
-        banks=_pairs(bank or []),
+        banks=_pairs("--bank", "NAME=FOLDER", bank or []),
+        settings=_pairs("--set", "NAME=VALUE", setting or []),
+        splits=_two_splits(splits),
         device=default_device(),
     )
-    done, failed = run_grid(grid, out, runner=runner, workers=workers, address=address)
+    done, failed = run_grid(grid, out, runner=runner, workers=workers, address=address, known=known or ())
     print(f"{done} runs done, {failed} failed: {out}")
     if failed:
         raise typer.Exit(1)
@@ -133,10 +145,19 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"--{name}: expected whole numbers separated by commas, got {text!r}") from None
 
 
-def _pairs(values: list[str]) -> dict[str, str]:
+def _two_splits(text: str) -> tuple[str, str]:
+    from mp2.errors import ConfigError
+
+    names = _listed(text)
+    if len(names) != 2:
+        raise ConfigError(f"--splits: expected two names, such as pool,test, got {text!r}")
+    return names[0], names[1]
+
+
+def _pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
     from mp2.errors import ConfigError
 
     for value in values:
         if "=" not in value:
-            raise ConfigError(f"--bank: expected NAME=FOLDER, got {value!r}")
-    return {name: folder for name, _, folder in (value.partition("=") for value in values)}
+            raise ConfigError(f"{option}: expected {form}, got {value!r}")
+    return {name: after for name, _, after in (value.partition("=") for value in values)}

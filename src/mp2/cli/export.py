@@ -1,4 +1,4 @@
-"""``mp2 export``: adapters for PEFT, for ONNX runtimes and for the hub."""
+"""``mp2 export`` and ``mp2 hub``: adapters for PEFT, for ONNX runtimes, and to and from the hub."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="Adapters in other programs' formats.")
+hub = typer.Typer(no_args_is_help=True, help="Adapters and bases on the Hugging Face hub.")
 Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Replace = Annotated[bool, typer.Option(help="Replace the folder if it exists.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit; the main branch by default.")]
+Endpoint = Annotated[str | None, typer.Option(help="Address of the hub; the public one by default.")]
 
 
 @app.command()
@@ -47,16 +50,31 @@ def onnx(
     print(f"wrote {out}: encoder.onnx ({size / 2**20:.1f} MiB) and the inputs of {len(named)} tasks")
 
 
-@app.command()
+@hub.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Folder of an adapter or of a base.")],
     repository: Annotated[str, typer.Argument(help="USER/NAME on the hub; made when absent.")],
     public: Annotated[
         bool, typer.Option("--public", help="A new repository can be read by everybody.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch; the main one by default.")] = None,
+    revision: Revision = None,
+    endpoint: Endpoint = None,
 ) -> None:
-    """Upload an adapter or a base to the Hugging Face hub, with a model card."""
+    """Upload an adapter or a base, with a model card; the access token is that of 'hf auth login'."""
     from mp2.export.hub import push_to_hub
 
-    print(push_to_hub(folder, repository, private=not public, revision=revision))
+    print(push_to_hub(folder, repository, private=not public, revision=revision, endpoint=endpoint))
+
+
+@hub.command()
+def pull(
+    repository: Annotated[str, typer.Argument(help="USER/NAME on the hub.")],
+    out: Out,
+    revision: Revision = None,
+    endpoint: Endpoint = None,
+    replace: Replace = False,
+) -> None:
+    """Fetch an adapter or a base, safetensors and text files only, and check that it can be read."""
+    from mp2.export.hub import pull as fetch
+
+    print(f"wrote {out}: {fetch(repository, out, revision=revision, endpoint=endpoint, replace=replace)}")

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from mp2.cli import data, evaluate, inspect, poly, pretrain, serve, tasks, tune
+from mp2.cli import data, evaluate, export, inspect, poly, pretrain, serve, tasks, tune
 from mp2.cli import demo as demo_command
 from mp2.errors import Mp2Error
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")
+app.add_typer(export.hub, name="hub")
 app.command()(tune.tune)
 app.command()(tune.predict)
 app.command()(serve.serve)

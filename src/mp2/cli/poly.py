@@ -14,7 +14,7 @@ from mp2.cli.pretrain import Minutes, Out, Precision, Seed, Steps
 def pretrain_poly(
     base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
     out: Out,
-    suite: Annotated[str, typer.Option(help="Suites or tasks, separated by commas.")] = "pretrain-38",
+    suite: Annotated[list[str], typer.Option(help="Suites or tasks to train on.")] = ["pretrain-38"],  # noqa: B006
     root: Annotated[
         Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")
     ] = None,
@@ -30,7 +30,7 @@ def pretrain_poly(
     precision: Precision = "fp32",
     seed: Seed = 42,
 ) -> None:
-    """Pre-train Poly's skills and routers on many tasks with the encoder frozen (extra ``peft``)."""
+    """Pre-train Poly's skills and routers on many tasks with the encoder frozen (extra ``baselines``)."""
     from mp2.data.prepare import prepare_suites
     from mp2.errors import ConfigError
     from mp2.model.checkpoint import load_base
@@ -53,8 +53,7 @@ def pretrain_poly(
     )
     config = PolyConfig(SkillsConfig(skills, splits, rank), rows=rows, loop=loop, seed=seed)
     loaded = load_base(base, default_device())
-    names = [part.strip() for part in suite.split(",")]
-    tasks = prepare_suites(names, root, loaded.encoder(), cache, splits=("train", "dev"))
+    tasks = prepare_suites(suite, root, loaded.encoder(), cache, splits=("train", "dev"))
     trained = run(loaded, tasks, config, out)
     score = trained.facts["dev"].get("score", float("nan"))
     print(f"poly: dev {score:.4f} after {trained.facts['steps']} steps; {out / 'bank'}", file=sys.stderr)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mp2.tuning.adapter import Adapter
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+SEARCHED = ("calls", "ended", "interrupted", "similar_tasks")  # facts of a black-box search
 Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 
 
@@ -30,16 +31,24 @@ def tune(
     dev_share: Annotated[
         float, typer.Option(help="Share of the rows kept for dev when there is no --dev.")
     ] = 0.33,
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder from which the same command continues a black-box search, also after a kill."
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
     """Learn a task from a few labelled rows and write an adapter."""
     from mp2.errors import CheckpointError
-    from mp2.model.checkpoint import load_base
-    from mp2.runtime import default_device
-    from mp2.tuning.methods import DEFAULT_METHOD, get_method
-    from mp2.tuning.rows import hold_out, labelled_rows
-    from mp2.tuning.tune import tune as run
+    from mp2.runtime import default_device, heavy_imports
+
+    with heavy_imports():
+        from mp2.model.checkpoint import load_base
+        from mp2.tuning.methods import DEFAULT_METHOD, get_method
+        from mp2.tuning.rows import hold_out, labelled_rows
+        from mp2.tuning.tune import tune as run
 
     row = get_method(method or DEFAULT_METHOD)
     if out.exists() and not replace:
@@ -56,7 +65,8 @@ def tune(
             f" {len(examples)} train and {len(dev_examples)} dev rows"
         )
         _say(f"method {row.name} on {base.name}: {row.about}")
-    adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=None if json_ else _show)
+    progress = None if json_ else _show
+    adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=progress, folder=search)
     adapter.save(out, replace=replace)
     _report(adapter, spec, out, json_)
 
@@ -64,14 +74,16 @@ def tune(
 def _show(record: dict[str, float]) -> None:
     stage = "start" if record["stage"] < 0 else f"stage {int(record['stage']) + 1}"
     loss = f"  loss {record['loss']:.3f}" if "loss" in record else ""
-    _say(f"{stage:8} step {int(record['step']):4d}{loss}  dev {record['dev']:.3f}")
+    best = f"  best {record['best']:.3f}" if "best" in record else ""
+    _say(f"{stage:8} step {int(record['step']):4d}{loss}  dev {record['dev']:.3f}{best}")
 
 
 def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
     facts = adapter.facts
     size = sum(file.stat().st_size for file in out.iterdir())
     if json_:
-        summary = {key: facts[key] for key in ("seed", "shots", "dev", "seconds", "tuned_parameters")}
+        wanted = ("seed", "shots", "dev", "seconds", "tuned_parameters", *SEARCHED)
+        summary = {key: facts[key] for key in wanted if key in facts}
         print(
             json.dumps(
                 {"adapter": str(out), "task": spec.name, "method": adapter.method, "bytes": size, **summary}
@@ -82,6 +94,10 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
         f"wrote {out} ({size / 1024:.0f} KiB): dev {spec.metric} {facts['dev']:.3f},"
         f" {facts['tuned_parameters']:,} numbers tuned in {facts['seconds']:.1f} s"
     )
+    if facts.get("similar_tasks"):
+        print(f"most like the known tasks {', '.join(name for name, _ in facts['similar_tasks'][:3])}")
+    if facts.get("interrupted"):
+        print("the search was interrupted: this is its best so far")
     print(f"the task as it was understood: {out / 'task.yaml'}")
 
 
@@ -99,11 +115,13 @@ def predict(
 ) -> None:
     """Answer texts or rows with an adapter."""
     from mp2.errors import ConfigError
-    from mp2.model.checkpoint import load_base
-    from mp2.runtime import default_device, write_whole
-    from mp2.serving.predictor import Predictor
-    from mp2.tuning.adapter import load_adapter
-    from mp2.tuning.rows import plain_rows
+    from mp2.runtime import default_device, heavy_imports, write_whole
+
+    with heavy_imports():
+        from mp2.model.checkpoint import load_base
+        from mp2.serving.predictor import Predictor
+        from mp2.tuning.adapter import load_adapter
+        from mp2.tuning.rows import plain_rows
 
     if (texts is None) == (input_ is None):
         raise ConfigError("give texts, or a file with --input: exactly one of the two")

@@ -26,11 +26,12 @@ STAGED = ("mp2-shallow-gd", "mp2-shallow-bb", "mp2-deep-gd", "mp2-deep-bb")
 FIGURE_3_TASKS = ("bq", "lcqmc")
 IFLYTEK = {**{f"iflytek-{n}": n for n in catalogue.IFLYTEK_SIZES}, "iflytek": 119}
 ABLATIONS = {
-    "tasks": "upstream tasks",
-    "k": "modular prompts K",
-    "p": "prompt length P",
-    "h": "hidden size H of the encoder",
+    "tasks": ("upstream tasks", "上游任务数"),
+    "k": ("modular prompts K", "模块数"),
+    "p": ("prompt length P", "提示长度"),
+    "h": ("hidden size H of the encoder", "隐层维度"),
 }
+APART = 0.012  # of the width of a figure, between the intervals of two lines at one place
 Points = list[tuple[float, float, float, float]]  # x, mean, low, high
 
 
@@ -110,8 +111,7 @@ def figure_4a(results: Results) -> Figure | None:
     figure = new_figure(4.8, 3.2)
     axis = figure.subplots()
     ticks = sorted({x for points in lines.values() for x, *_ in points})
-    _draw_lines(axis, lines, {x: float(i) for i, x in enumerate(ticks)})
-    axis.set_xticks(range(len(ticks)), [f"{x:.0f}" for x in ticks])
+    _draw_lines(axis, lines, ticks, [f"{x:.0f}" for x in ticks])
     axis.set_xlabel(label("labels (IFLYTEK)", "标签数"))
     axis.set_ylabel(label("accuracy (%)", "准确率"))
     return figure
@@ -129,10 +129,7 @@ def figure_4b(results: Results) -> Figure | None:
             for m in results.methods()
         }
         lines = {method: points for method, points in lines.items() if len(points) > 1}
-        _draw_lines(axis, lines)
-        axis.set_xscale("log", base=2)
-        ticks = sorted({x for points in lines.values() for x, *_ in points})
-        axis.set_xticks(ticks, [f"{x:.0f}" for x in ticks])
+        _draw_lines(axis, lines, sorted({x for points in lines.values() for x, *_ in points}))
         axis.set_xlabel(label("training rows per label", "每类样本数"))
         axis.set_ylabel(label("score (%)", "得分"))
         axis.set_title(task_title(task))
@@ -149,13 +146,26 @@ def _points(wanted: Sequence[tuple[float, str, str, int | None]], results: Resul
     return points
 
 
-def _draw_lines(axis: Axes, lines: dict[str, Points], places: dict[float, float] | None = None) -> None:
-    """One line with intervals per method."""
+def _draw_lines(
+    axis: Axes, lines: dict[str, Points], ticks: Sequence[float], names: Sequence[str] | None = None
+) -> None:
+    """One line with intervals per method, a little apart, over places that are evenly spaced or log 2.
+
+    Args:
+        axis: Where to draw.
+        lines: Points of each method.
+        ticks: Every x that is marked.
+        names: Their names; then they are evenly spaced, else on a logarithmic scale.
+    """
+    places = {x: float(i) if names else float(np.log2(x)) for i, x in enumerate(ticks)}
+    width = (max(places.values()) - min(places.values())) or 1.0
     for index, (name, points) in enumerate(lines.items()):
-        xs = [places[x] if places else x for x, *_ in points]
+        shift = APART * width * (index - (len(lines) - 1) / 2)
+        xs = [places[x] + shift for x, *_ in points]
         means = [mean for _, mean, _, _ in points]
         errors = [[mean - low for _, mean, low, _ in points], [high - mean for _, mean, _, high in points]]
         axis.errorbar(xs, means, yerr=errors, capsize=2, label=name, **line_style(index))
+    axis.set_xticks([places[x] for x in ticks], list(names or [f"{x:.0f}" for x in ticks]))
     axis.legend()
 
 
@@ -176,8 +186,9 @@ def average_figure(results: Results, suite: str) -> Figure | None:
         axis.plot([100 * s.low, 100 * s.high], [place, place], color=COLOURS[0], linewidth=2)
         axis.plot([100 * s.mean], [place], color=COLOURS[0], marker="o", markersize=5)
     axis.set_yticks(range(len(rows)), [method for method, _ in rows])
-    axis.set_xlabel(label(f"average of {len(tasks)} tasks (%), 95 % interval", "平均分"))
-    axis.set_title(SUITE_TITLES[suite])
+    count = f"{len(tasks)} tasks" if len(tasks) > 1 else "one task"
+    axis.set_xlabel(label(f"average of {count} (%), 95 % interval", "平均分"))
+    axis.set_title(SUITE_TITLES[suite].partition(" (")[0])
     return figure
 
 
@@ -201,11 +212,8 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
         lines[f"{method}, {len(tasks)} tasks"] = points
     figure = new_figure(4.8, 3.2)
     axis = figure.subplots()
-    _draw_lines(axis, {name: points for name, points in lines.items() if points})
-    axis.set_xscale("log", base=2)
-    ticks = sorted(numbers.values())
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.set_xlabel(ABLATIONS[kind])
+    _draw_lines(axis, {name: points for name, points in lines.items() if points}, sorted(numbers.values()))
+    axis.set_xlabel(label(*ABLATIONS[kind]))
     axis.set_ylabel(label("average score (%)", "平均分"))
     return figure
 

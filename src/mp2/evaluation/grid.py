@@ -18,9 +18,10 @@ from typing import Literal
 from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
-from mp2.evaluation.protocol import SPLITS, FewShotTask, test_scores
+from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
 from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
 from mp2.evaluation.runners import run_here, run_on_ray
+from mp2.evaluation.settings import with_settings
 from mp2.model.checkpoint import Base, load_base
 from mp2.runtime import version_facts
 from mp2.tuning.adapter import Adapter
@@ -46,6 +47,9 @@ class Grid:
         test_rows: Test rows of a task; 0 for all.
         variant: Name of an ablation.
         banks: Bank name -> folder of the bank to use in its place.
+        settings: Setting of a stage -> value in its place (``mp2.evaluation.settings``).
+        splits: Where the shots come from, and what is scored. ``("train", "dev")`` of upstream tasks chooses
+            settings without a look at any test set.
         device: Where the encoder lives.
     """
 
@@ -59,6 +63,8 @@ class Grid:
     test_rows: int = 0
     variant: str = ""
     banks: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[str, str] = SPLITS
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -69,16 +75,19 @@ class Grid:
                 raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
+        other = "settings" if self.settings else "splits" if self.splits != SPLITS else ""
+        if other and not self.variant:
+            raise ConfigError(f"other {other} make another experiment: name it with a variant")
 
     @property
     def rows(self) -> tuple[Method, ...]:
-        """The methods, with banks exchanged.
+        """The methods, with banks and settings exchanged.
 
         Raises:
-            ConfigError: A name is unknown; the nearest is named.
+            ConfigError: A name or a setting is unknown; the nearest is named.
         """
         names = tuple(METHODS) if self.methods == ("all",) else self.methods
-        rows = tuple(get_method(name) for name in names)
+        rows = with_settings((get_method(name) for name in names), self.settings)
         used = {row.bank for row in rows if row.bank}
         for name in self.banks:
             if name not in used:
@@ -123,10 +132,17 @@ class Bench:
             raise ConfigError(
                 f"another bank {replaced[0]!r} makes another experiment: name it with a variant"
             )
-        prepared = prepare(specs, grid.root, self.base.encoder(), grid.cache, splits=SPLITS, protect=())
+        protect = () if grid.splits == SPLITS else None  # upstream splits as pre-training has them
+        prepared = prepare(
+            specs, grid.root, self.base.encoder(), grid.cache, splits=grid.splits, protect=protect
+        )
         self.tasks = {
-            name: FewShotTask(task, self.base.encoder, grid.test_rows) for name, task in prepared.items()
+            name: FewShotTask(task, self.base.encoder, grid.test_rows, grid.splits)
+            for name, task in prepared.items()
         }
+        self._stops = shorter_rows(self.methods)
+        self._halfway: dict[str, tuple[Adapter, dict[str, int]]] = {}
+        self._place: tuple[str, int, int | None] | None = None
 
     @cached_property
     def _banks(self) -> dict[str, str]:
@@ -142,11 +158,13 @@ class Bench:
         ]
 
     def runs(self) -> Iterator[Run]:
-        """All runs, seed by seed."""
+        """All runs, seed by seed; a row that is the first stage of another comes after that one."""
+        first_stages = {method.name for method in self._stops.values()}
+        methods = sorted(self.methods, key=lambda method: method.name in first_stages)
         for seed in self.grid.seeds:
             for shots in self.grid.shots:
                 for task in self.tasks:
-                    for method in self.methods:
+                    for method in methods:
                         if self.tasks[task].spec.labels or not method.needs_labels:
                             yield Run(method, task, seed, shots)
 
@@ -166,6 +184,7 @@ class Bench:
             bank=run.method.bank,
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
+            settings=" -> ".join(map(repr, run.method.stages)),
         )
 
     def run(self, run: Run) -> Record:
@@ -181,12 +200,30 @@ class Bench:
             record = self._measured(run, record)
         except Exception as error:  # whatever it is: the other runs do not depend on it
             record = replace(record, error=f"{type(error).__name__}: {error}"[:2000])
-        return replace(record, peak_memory=peak_memory(self.grid.device))
+        peak = record.peak_memory | peak_memory(self.grid.device)
+        return replace(record, peak_memory={k: max(v, record.peak_memory.get(k, 0)) for k, v in peak.items()})
+
+    def _tuned(self, run: Run, draw: Draw) -> tuple[Adapter, dict[str, int]]:
+        """The adapter of a run; with its peak memory if it was tuned as the first stage of another run."""
+        halfway = self._halfway.pop(self.planned(run).key, None)
+        if halfway is not None:
+            return halfway
+        if (place := (run.task, run.seed, run.shots)) != self._place:
+            self._place, self._halfway = place, {}
+        row = self._stops.get(run.method.name)
+
+        def keep(stage: int, adapter: Adapter) -> None:
+            if stage == 0 and row is not None:
+                key = self.planned(replace(run, method=row)).key
+                self._halfway[key] = adapter, peak_memory(self.grid.device)
+
+        spec, between = self.tasks[run.task].spec, keep if row else None
+        return tune(self.base, spec, draw.train, draw.dev, run.method, seed=run.seed, between=between), {}
 
     def _measured(self, run: Run, record: Record) -> Record:
         task = self.tasks[run.task]
         draw = task.draw(run.seed, run.shots)
-        adapter = tune(self.base, task.spec, draw.train, draw.dev, run.method, seed=run.seed)
+        adapter, peak = self._tuned(run, draw)
         begin = time.monotonic()
         scores = test_scores(adapter, self.base, task)
         facts = adapter.facts
@@ -207,13 +244,24 @@ class Bench:
             test_seconds=round(time.monotonic() - begin, 2),
             calls=_calls(adapter),
             tuned_parameters=facts["tuned_parameters"],
+            peak_memory=peak,
         )
+
+
+def shorter_rows(methods: Sequence[Method]) -> dict[str, Method]:
+    """Methods whose first stage alone is another row, with that row: tuned once, recorded twice."""
+    named = {method.name: method for method in methods}
+    return {
+        name: row
+        for name, method in named.items()
+        if (row := named.get(f"{name}-router")) and (row.bank, row.stages) == (method.bank, method.stages[:1])
+    }
 
 
 def _calls(adapter: Adapter) -> int:
     """Passes over the train rows: as the search counted them, or the steps of all stages."""
     if "calls" in adapter.facts:
-        return int(adapter.facts["calls"])
+        return int(sum(adapter.facts["calls"].values()))
     last: dict[float, float] = {}
     for point in adapter.facts["curve"]:
         last[point["stage"]] = max(last.get(point["stage"], 0), point["step"])
@@ -228,6 +276,7 @@ def run_grid(
     runner: Runner = "local",
     workers: int = 2,
     address: str | None = None,
+    known: Sequence[Path] = (),
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> tuple[int, int]:
     """Run what a records file does not hold yet.
@@ -239,6 +288,7 @@ def run_grid(
         runner: ``local`` (this process) or ``ray`` (a Ray cluster).
         workers: Processes of the Ray runner.
         address: Ray cluster to join; a local one is started when None.
+        known: Other records files; runs that they hold are not done again.
         say: Receives progress, line by line.
 
     Returns:
@@ -251,7 +301,7 @@ def run_grid(
         bench = Bench(grid, base)
         for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():
             say(line)
-        todo = pending(bench, out)
+        todo = pending(bench, [out, *known])
         total = sum(1 for _ in bench.runs())
         say(f"{total} runs, {total - len(todo)} done already; writing to {out}")
         many = runner == "ray" and todo
@@ -265,9 +315,9 @@ def run_grid(
     return len(todo) - failed, failed
 
 
-def pending(bench: Bench, out: Path) -> list[Run]:
-    """Runs that a records file does not hold as done."""
-    done = done_keys(out)
+def pending(bench: Bench, files: Sequence[Path]) -> list[Run]:
+    """Runs that none of some records files holds as done."""
+    done = set[str]().union(*map(done_keys, files))
     return [run for run in bench.runs() if bench.planned(run).key not in done]
 
 

@@ -27,6 +27,10 @@ TITLES = {
     "figure3": "Figure 3: dev score through the two stages (dashed: where stage II begins)",
     "figure4a": "Figure 4a: accuracy against the number of labels",
     "figure4b": "Figure 4b: score against the number of training rows",
+    "ablation-tasks": "Average score against the number of upstream tasks",
+    "ablation-k": "Average score against the number of modular prompts per layer (K)",
+    "ablation-p": "Average score against the length of a prompt (P)",
+    "ablation-h": "Average score against the size of the encoder (H)",
     "intervals-unseen-data-7": "Averages over unseen data, with intervals",
     "intervals-unseen-task-7": "Averages over unseen tasks, with intervals",
 }

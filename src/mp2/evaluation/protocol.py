@@ -2,7 +2,8 @@
 
 k rows per label for train and as many for dev come from the task's pool, without a shared text; the test
 split is touched for the final score alone (paper section 4.1). A smaller test set is one fixed subset, the
-same for every method and seed.
+same for every method and seed. Settings are chosen on upstream tasks, whose splits ``train`` and ``dev``
+then stand in for ``pool`` and ``test``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mp2.tuning.adapter import Adapter, compose
 from mp2.tuning.gradient import Shots
 
 TEST_SEED = 20230709
-SPLITS = ("pool", "test")
+SPLITS: tuple[str, str] = ("pool", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,21 @@ class FewShotTask:
     """A task with its pool and its test rows, which are chosen and encoded once.
 
     Args:
-        prepared: Its prepared splits ``pool`` and ``test``.
+        prepared: Its prepared splits.
         encoder: Makes the text encoder for a number of prompt slots.
         test_rows: Test rows to use, a fixed random subset; 0 for all.
+        splits: Where train and dev rows are drawn from, and which rows are the test.
     """
 
-    def __init__(self, prepared: PreparedTask, encoder: Callable[[int], Encoder], test_rows: int = 0) -> None:
+    def __init__(
+        self,
+        prepared: PreparedTask,
+        encoder: Callable[[int], Encoder],
+        test_rows: int = 0,
+        splits: tuple[str, str] = SPLITS,
+    ) -> None:
         self.spec: TaskSpec = prepared.spec
-        self._pool, test = prepared.split("pool"), prepared.split("test")
+        self._pool, test = map(prepared.split, splits)
         self._encoder = encoder
         order = np.random.default_rng(TEST_SEED).permutation(len(test)).tolist()
         chosen = sorted(order[:test_rows] if test_rows else order)

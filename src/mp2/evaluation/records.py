@@ -32,6 +32,7 @@ class Record:
         variant: Name of an ablation; empty for the plain grid.
         base, base_fingerprint, bank, bank_fingerprint: The frozen parts.
         test_limit: Test rows asked for; 0 means all.
+        settings: The method's stages with all their settings, in words.
         status: ``done``, or ``failed`` with ``error``.
         error: What went wrong.
         metric: ``accuracy`` or ``f1``.
@@ -62,6 +63,7 @@ class Record:
     bank: str | None
     bank_fingerprint: str
     test_limit: int
+    settings: str = ""
     status: Literal["done", "failed"] = "failed"
     error: str = ""
     metric: str = ""

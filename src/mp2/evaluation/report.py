@@ -18,6 +18,7 @@ from mp2.evaluation.figures import all_figures
 from mp2.evaluation.page import figure_title, page
 from mp2.evaluation.results import Results
 from mp2.evaluation.typeset import FORMS, Table, markdown
+from mp2.evaluation.variants import variants_table
 from mp2.model.checkpoint import Base
 from mp2.runtime import write_whole
 
@@ -87,7 +88,12 @@ def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: B
             tables.wins(results, suite, found),
         )
         report.shown.extend(table for table in each if table is not None)
-    others = (tables.table_4(results), tables.table_5(results), tables.table_1(base) if base else None)
+    others = (
+        tables.table_4(results),
+        tables.table_5(results),
+        variants_table(results),
+        tables.table_1(base) if base else None,
+    )
     report.shown.extend(table for table in others if table is not None)
     report.long = [tables.cells_table(results), tables.pairs_table(found)]
     report.figures = all_figures(results, [base.bank(name) for name in base.banks] if base else [])

@@ -16,12 +16,13 @@ from mp2.evaluation.records import Record
 from mp2.evaluation.statistics import Matrix
 
 Facet = Callable[[Record], tuple[str, str]]
-# Each gives a group and a value; within a group all records must have one value.
+# Each gives a group and a value; within a group all records must have one value (empty: not recorded).
 FACETS: dict[str, Facet] = {
     "models": lambda r: ("", f"{r.base} ({r.base_fingerprint})"),
     "banks": lambda r: (f"{r.variant}/{r.method}", f"{r.bank} ({r.bank_fingerprint})"),
     "package versions": lambda r: ("", str(r.versions.get("mp2"))),
     "method versions": lambda r: (r.method, f"{r.method} v{r.method_version}"),
+    "settings": lambda r: (f"{r.variant}/{r.method}", f"{r.method}: {r.settings}" if r.settings else ""),
     "task versions": lambda r: (r.task, f"{r.task} v{r.task_version}"),
     "test rows": lambda r: (r.task, f"{r.task}: {r.test_rows} rows ({r.test_key})"),
     "few-shot draws": lambda r: (f"{r.task}/{r.seed}/{r.shots}", f"{r.task} seed {r.seed} ({r.draw})"),
@@ -49,6 +50,8 @@ def mixtures(records: Iterable[Record]) -> list[str]:
     for record in records:
         for name, facet in FACETS.items():
             group, value = facet(record)
+            if not value:
+                continue
             counts = found[name].setdefault(group, {})
             counts[value] = counts.get(value, 0) + 1
     lines = []

@@ -48,8 +48,8 @@ def run_on_ray(bench: Bench, runs: Sequence[Run], workers: int, address: str | N
     ray = _ray()
     started = _join(ray, workers, address)
     grid = _absolute(bench.grid)
-    gpu = 1 if grid.device.startswith("cuda") else 0
-    actor = ray.remote(num_cpus=1, num_gpus=gpu, max_restarts=-1)(_Worker)
+    share = _gpu_share(ray, workers) if grid.device.startswith("cuda") else 0
+    actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1)(_Worker)
     try:
         free = [actor.remote(grid) for _ in range(min(workers, len(runs)))]
         waiting = list(reversed(runs))
@@ -91,6 +91,14 @@ def _ray() -> Any:
     except ImportError:
         raise ConfigError("the Ray runner needs the extra 'ray': pip install 'mp2[ray]'") from None
     return ray
+
+
+def _gpu_share(ray: Any, workers: int) -> float:
+    """Accelerators for each worker: one, or a part where there are more workers than accelerators.
+
+    A small encoder leaves most of a card idle, so several runs at a time are faster than one.
+    """
+    return min(1.0, float(ray.cluster_resources().get("GPU", 1.0)) / workers)
 
 
 def _join(ray: Any, workers: int, address: str | None) -> bool:

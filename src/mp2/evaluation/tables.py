@@ -17,7 +17,7 @@ from mp2.evaluation.typeset import Table, Text
 from mp2.model.checkpoint import Base
 from mp2.tasks import catalogue
 from mp2.tuning.methods import METHODS
-from mp2.tuning.stages import Gradient
+from mp2.tuning.stages import Bayes, Cma
 
 SUITE_TITLES = {
     "unseen-data-7": "unseen data (tasks of a kind that was trained on, other rows)",
@@ -41,11 +41,11 @@ def count_text(count: int) -> str:
 
 
 def paradigm(method: str) -> str:
-    """``GD`` (gradient), ``BB`` (forward passes alone), or a dash for no tuning."""
+    """``GD`` (gradients of something), ``BB`` (forward passes alone), or a dash for no tuning."""
     stages = METHODS[method].stages if method in METHODS else ()
     if not stages:
         return "–"
-    return "GD" if any(isinstance(stage, Gradient) for stage in stages) else "BB"
+    return "BB" if all(isinstance(stage, Bayes | Cma) for stage in stages) else "GD"
 
 
 def task_title(task: str) -> str:

@@ -108,18 +108,15 @@ def export_onnx(
         CheckpointError: An adapter belongs to another base, or the folder exists.
     """
     composed = [(name, adapter, compose(adapter, base)) for name, adapter in adapters]
-    kinds = {(c.injection, None if c.prompts is None else c.prompts.shape[0]) for _, _, c in composed}
+    kinds = {(c.injection, None if c.prompts is None else tuple(c.prompts.shape)) for _, _, c in composed}
     fits = [
-        c.prompts is not None
-        and c.injection == "prefix"
-        and c.backbone is base.backbone
-        and isinstance(c.head, SpanHead)
+        c.prompts is not None and c.backbone is base.backbone and isinstance(c.head, SpanHead)
         for _, _, c in composed
     ]
     if len(kinds) != 1 or not all(fits):
         names = ", ".join(f"{name} ({adapter.method})" for name, adapter, _ in composed) or "none"
         raise ConfigError(
-            f"expected tasks that share the base's encoder and one shape of prefix prompts, got {names}"
+            f"expected tasks that share the base's encoder and one kind and shape of prompts, got {names}"
         )
     try:
         with whole_folder(folder, replace=replace) as aside:
@@ -165,7 +162,9 @@ def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file:
         "head_bias": torch.zeros(2, 2, device=device),
         "task": torch.tensor([0, 1, 1], device=device),
     }
-    windows, tasks, tokens = Dim("windows"), Dim("tasks"), Dim("tokens", max=backbone.max_length)
+    most = backbone.max_length - (length if injection == "add" else 0)
+    # [CLS], a token and [SEP] at least: what comes after [CLS] must be seen to be no axis of length 1
+    windows, tasks, tokens = Dim("windows"), Dim("tasks"), Dim("tokens", min=3, max=most)
     axes: dict[str, dict[int, Any]] = {
         "ids": {0: windows, 1: tokens},
         "mask": {0: windows, 1: tokens},

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from mp2.errors import CheckpointError
 from mp2.model.checkpoint import Base, load_base, read_json
-from mp2.runtime import write_whole
+from mp2.runtime import whole_folder, write_whole
 from mp2.tuning.adapter import Adapter, load_adapter
 
 SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
@@ -89,13 +89,21 @@ def push_to_hub(
         commit = api.upload_folder(
             repo_id=repository, folder_path=str(folder), allow_patterns=list(SAFE), revision=revision
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's library and the HTTP library below it raise their own kinds
         raise CheckpointError(f"{repository}: the hub did not take it: {_first(error)}") from error
     return str(commit.commit_url)
 
 
-def fetch(name: str, *, revision: str | None = None, cache: Path | None = None) -> Path:
+def fetch(
+    name: str, *, revision: str | None = None, cache: Path | None = None, endpoint: str | None = None
+) -> Path:
     """Folder of an adapter or base: a local one, or a copy from the hub (safetensors and text files only).
+
+    Args:
+        name: Folder, or ``user/name`` on the hub.
+        revision: Branch, tag or commit; the main branch when None.
+        cache: Where copies are kept; the hub library's own cache when None.
+        endpoint: Address of the hub; the public one when None.
 
     Raises:
         CheckpointError: It is neither here nor there.
@@ -103,23 +111,49 @@ def fetch(name: str, *, revision: str | None = None, cache: Path | None = None) 
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=list(SAFE)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return Path(
+            snapshot_download(
+                name, revision=revision, cache_dir=cache, allow_patterns=list(SAFE), endpoint=endpoint
+            )
+        )
+    except Exception as error:  # as above
         raise CheckpointError(
             f"{name}: neither a folder nor to be had from the hub: {_first(error)}"
         ) from error
 
 
-def adapter_from_pretrained(name: str, *, revision: str | None = None, cache: Path | None = None) -> Adapter:
-    """An adapter from a folder or from the hub; see :func:`fetch`."""
-    return load_adapter(fetch(name, revision=revision, cache=cache))
+def pull(name: str, folder: Path, *, replace: bool = False, **where: Any) -> str:
+    """Copy an adapter or a base from the hub to a folder, whole or not at all, and read it once.
+
+    Args:
+        name: ``user/name`` on the hub, or a folder.
+        folder: Where to write.
+        replace: Whether an existing folder is replaced.
+        where: As for :func:`fetch`.
+
+    Returns:
+        What it is, in words.
+
+    Raises:
+        CheckpointError: It is not there, is neither an adapter nor a base, is damaged, or the folder exists.
+    """
+    if folder.exists() and not replace:
+        raise CheckpointError(f"{folder}: exists already; choose another folder or replace it")
+    found = fetch(name, **where)
+    about = _about(found)
+    with whole_folder(folder, replace=replace) as aside:
+        shutil.copytree(found, aside, dirs_exist_ok=True)  # the cache holds links; the copy holds files
+    return about
 
 
-def base_from_pretrained(
-    name: str, *, device: str = "cpu", revision: str | None = None, cache: Path | None = None
-) -> Base:
-    """A base from a folder or from the hub; see :func:`fetch`."""
-    return load_base(fetch(name, revision=revision, cache=cache), device)
+def adapter_from_pretrained(name: str, **where: Any) -> Adapter:
+    """An adapter from a folder or from the hub; ``where`` as for :func:`fetch`."""
+    return load_adapter(fetch(name, **where))
+
+
+def base_from_pretrained(name: str, *, device: str = "cpu", **where: Any) -> Base:
+    """A base from a folder or from the hub; ``where`` as for :func:`fetch`."""
+    return load_base(fetch(name, **where), device)
 
 
 def model_card(folder: Path) -> str:
@@ -137,6 +171,16 @@ def model_card(folder: Path) -> str:
         raise CheckpointError(f"{folder}: neither an adapter (adapter.json) nor a base (mp2.json)")
     text = ADAPTER.format(**_facts(load_adapter(folder)))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
+
+
+def _about(folder: Path) -> str:
+    if (folder / "mp2.json").exists():
+        base = load_base(folder)
+        return f"base {base.name} with {', '.join(base.banks) or 'no bank'}"
+    if not (folder / "adapter.json").exists():
+        raise CheckpointError(f"{folder.name}: neither an adapter (adapter.json) nor a base (mp2.json)")
+    adapter = load_adapter(folder)
+    return f"task {adapter.task.name} ({adapter.method}) for base {adapter.base}"
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 
 EVAL_TOKENS = 8192
+CPU_TOKENS = 2048  # a processor gains nothing from large batches; small ones hold less padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def answer_rows(
     injection: Injection = "prefix",
     heads: Heads | None = None,
     score: Score = "log-prob",
-    tokens: int = EVAL_TOKENS,
+    tokens: int | None = None,
 ) -> list[Answer]:
     """Answer rows, which may belong to different tasks.
 
@@ -66,13 +67,13 @@ def answer_rows(
         injection: How prompts enter a layer.
         heads: Span heads of the N tasks; the model's own for all when None.
         score: Option score.
-        tokens: Padded tokens a forward may hold.
+        tokens: Padded tokens a forward may hold; what suits the device when None.
     """
     model.eval()
     device = next(model.parameters()).device
     chosen = [which] * len(rows) if isinstance(which, int) else list(which)
     answers: list[Answer | None] = [None] * len(rows)
-    for group in _groups(rows, tokens):
+    for group in _groups(rows, tokens or (CPU_TOKENS if device.type == "cpu" else EVAL_TOKENS)):
         used = sorted({chosen[i] for i in group})
         place = {index: n for n, index in enumerate(used)}
         batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)

@@ -76,6 +76,7 @@ class Backbone(nn.Module):
         self.layers: nn.ModuleList = encoder.encoder.layer
         self.token_type, self.slot_id = token_type, slot_id
         self.checkpointing = False  # recompute a layer's activations in the backward pass to save memory
+        self.sharded = False  # see mp2.model.sharding
 
     @property
     def hidden_size(self) -> int:
@@ -191,7 +192,9 @@ class Backbone(nn.Module):
                     slots = hidden[:, 1 : 1 + prompts.length] + added
                     hidden = torch.cat([hidden[:, :1], slots, hidden[:, 1 + prompts.length :]], dim=1)
             if picks is not None and index == self.depth - 1:
-                return self._picked(hidden, keys, picks, **extra)
+                if not self.sharded:  # its parts have weights only while the layer as a whole is called
+                    return self._picked(hidden, keys, picks, **extra)
+                return _at(self._call(index, hidden, keys, extra), picks)
             hidden = self._call(index, hidden, keys, extra)
         return hidden
 
@@ -204,7 +207,7 @@ class Backbone(nn.Module):
         """
         layer: Any = self.layers[-1]
         module = layer.attention.self
-        asking = hidden.gather(1, picks[..., None].expand(-1, -1, hidden.shape[-1]))
+        asking = _at(hidden, picks)
         query, key, value = (
             part(states).unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2)
             for part, states in ((module.query, asking), (module.key, hidden), (module.value, hidden))
@@ -223,6 +226,11 @@ class Backbone(nn.Module):
             output = layer(hidden, mask, **extra)
         states: Tensor = output[0] if isinstance(output, tuple) else output
         return states
+
+
+def _at(hidden: Tensor, picks: Tensor) -> Tensor:
+    """States ``(B, T, H)`` at picked tokens, ``(B, W, H)``."""
+    return hidden.gather(1, picks[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def load_tokenizer(path: Path | str) -> Any:

@@ -133,9 +133,10 @@ class Base:
     Args:
         path: Folder of a base, folder of an encoder in the hub's layout, or a hub name.
         device: Where the encoder lives.
+        shard: Whether the encoder's weights lie split over all processes (``mp2.model.sharding``).
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: str = "cpu", *, shard: bool = False) -> None:
         self.path, self.device = path, device
         self.facts: dict[str, Any] = {"name": str(path), "banks": []}
         folder = Path(path)
@@ -146,12 +147,20 @@ class Base:
             encoder = folder / "encoder"
         self.tokenizer = load_tokenizer(encoder)
         backbone = load_backbone(encoder, slot_id=self.tokenizer.mask_token_id, dtype=torch.float32)
-        self.backbone: Backbone = backbone.to(device).eval().requires_grad_(False)
+        self.backbone: Backbone = backbone.eval().requires_grad_(False)
+        if shard:
+            from mp2.model.sharding import shard as split
+
+            self.__dict__["fingerprint"] = fingerprint(backbone.state_dict())  # while it is whole
+            split(backbone, device)
+        else:
+            backbone.to(device)
         self.head = SpanHead(self.backbone.hidden_size).to(device).requires_grad_(False)
         head = Path(encoder) / "head.safetensors"
         if head.exists():
             self.head.load_state_dict(read_tensors(head))
         self._banks: dict[str, TrainedBank] = {}
+        self._bank_fingerprints: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -189,6 +198,12 @@ class Base:
             self._banks[name] = bank
         return self._banks[name]
 
+    def bank_fingerprint(self, name: str) -> str:
+        """Fingerprint of a bank, hashed once: a loaded bank is frozen, and every adapter asks for it."""
+        if name not in self._bank_fingerprints:
+            self._bank_fingerprints[name] = self.bank(name).fingerprint
+        return self._bank_fingerprints[name]
+
     def model(self, head: SpanHead | None = None) -> MRCModel:
         """The reading-comprehension model with a head (this base's own when None)."""
         return MRCModel(self.backbone, head or self.head)
@@ -199,12 +214,13 @@ class Base:
         return Encoder(self.tokenizer, limit, reserve=reserve)
 
 
-def load_base(path: Path | str | None = None, device: str = "cpu") -> Base:
+def load_base(path: Path | str | None = None, device: str = "cpu", *, shard: bool = False) -> Base:
     """Load a base by folder, by the name of a shipped one, or by hub name.
 
     Args:
         path: What to load; the shipped ``mp2-tiny-zh`` when None.
         device: Where the encoder lives.
+        shard: Whether the encoder's weights lie split over all processes (``mp2.model.sharding``).
 
     Raises:
         CheckpointError: Absent, damaged or unsupported.
@@ -212,10 +228,10 @@ def load_base(path: Path | str | None = None, device: str = "cpu") -> Base:
     name = str(path or DEFAULT_BASE)
     shipped = ASSETS / name
     if not Path(name).exists() and (shipped / "mp2.json").exists():
-        return Base(shipped, device)
+        return Base(shipped, device, shard=shard)
     if path is None:
         raise CheckpointError(f"no model ships with this installation; name one with --model ({shipped})")
-    return Base(name, device)
+    return Base(name, device, shard=shard)
 
 
 def save_encoder(folder: Path, encoder: Any, tokenizer: Any, head: nn.Module | None = None) -> None:

@@ -1,4 +1,4 @@
-"""LoRA and Poly in a copy of the encoder, through PEFT (extra ``peft``), and their collapse to plain updates.
+"""LoRA and Poly in a copy of the encoder (extra ``baselines``), and their collapse to plain updates.
 
 Both add ``x A B`` to the query and value projections. Poly (Ponti et al., arXiv:2202.13914) has several such
 pairs per projection, trained on many tasks, and a relaxed-Bernoulli router per projection that mixes them.
@@ -220,7 +220,7 @@ def _peft(skills: SkillsConfig | None, tasks: int) -> tuple[Any, Any]:
     try:
         from peft import LoraConfig, PolyConfig, inject_adapter_in_model
     except ImportError:
-        raise ConfigError("LoRA and Poly need the extra 'peft': pip install 'mp2[peft]'") from None
+        raise ConfigError("LoRA and Poly need the extra 'baselines': pip install 'mp2[baselines]'") from None
     if skills is None:
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS), lora_dropout=0.0)
     else:

@@ -127,7 +127,8 @@ class Population:
         for index in range(len(self._below), layer):
             prompt = prompts[:, index]
             self._begin(index)
-            parts = [self._first(prompt, part)[0] for part in self._parts(1)]
+            entering = self._entering(prompt)
+            parts = [self._first(entering, part)[0] for part in self._parts(1)]
             self._inputs.append(torch.cat(parts))
             self._below.append(prompt.clone())
         self._begin(layer)
@@ -178,9 +179,9 @@ class Population:
         block = max(1, self.tokens // max(self._sizes))
         for at in range(0, len(prompts), block):
             some = prompts[at : at + block]
-            above = self._above(some)
+            entering, above = self._entering(some[:, 0]), self._above(some)
             for part in self._parts(len(some)):
-                hidden = self._upwards(some[:, 0], above, part)
+                hidden = self._upwards(entering, above, part)
                 logits[at : at + block, self._place[part.picks]] = self.model.head(hidden).to(logits.dtype)
         return logits.view(len(prompts), windows, width, 2)
 
@@ -197,15 +198,22 @@ class Population:
                 above.append(prompt)
         return above
 
-    def _upwards(self, prompt: Tensor, above: list[Any], part: _Part) -> Tensor:
+    def _entering(self, prompt: Tensor) -> Any:
+        """Prompts of the searched layer ``(N, P, H)``: their keys and values, or themselves as slots."""
+        if self.injection == "add":
+            return prompt
+        module = self._attention(self.layer)
+        return heads(module, module.key(prompt)), heads(module, module.value(prompt))
+
+    def _upwards(self, entering: Any, above: list[Any], part: _Part) -> Tensor:
         """Last hidden states of a part's picked tokens ``(N, picks, H)``."""
-        hidden = self._first(prompt, part)
+        hidden = self._first(entering, part)
         for index, extra in enumerate(above, start=self.layer + 1):
             hidden = self._next(index, hidden, extra, part)
         return hidden
 
-    def _first(self, prompt: Tensor, part: _Part) -> Tensor:
-        """The searched layer: ``(N, P, H)`` prompts to ``(N, s, H)``, picked tokens when it is last."""
+    def _first(self, entering: Any, part: _Part) -> Tensor:
+        """The searched layer: what enters it to ``(N, s, H)``, picked tokens when it is last."""
         kept, module = self._kept, self._attention(self.layer)
         assert kept is not None
         last = self._is_last(self.layer)
@@ -218,15 +226,14 @@ class Population:
                 heads(module, kept.query[queries]),
                 kept.own[:, queries],
                 kept.weight[:, queries],
-                heads(module, module.key(prompt)),
-                heads(module, module.value(prompt)),
+                *entering,
             )
             return self._finish(self.layer, attended, hidden[part.pick] if last else hidden)
-        slots = hidden[part.slots] + prompt.repeat(1, len(part.windows), 1)
+        slots = hidden[part.slots] + entering.repeat(1, len(part.windows), 1)
         key = _with_slots(kept.key[part.rows], module.key(slots), part.slots)
         value = _with_slots(kept.value[part.rows], module.value(slots), part.slots)
         if last:
-            query = kept.query[queries].expand(len(prompt), -1, -1)
+            query = kept.query[queries].expand(len(entering), -1, -1)
             attended = attend(module, query, key, value, part.windows, asking)
             return self._finish(self.layer, attended, hidden[part.pick])
         query = _with_slots(kept.query[queries], module.query(slots), part.slots)

@@ -25,6 +25,7 @@ from mp2.tuning.rows import hold_out
 
 FORMATS = ("csv", "tsv", "json", "jsonl")
 MOST_PROBLEMS = 50
+MOST_LABELS = 200
 DEPTH = 20
 PREVIEW = 80
 FEW = 8  # examples of a label under which results vary a lot from draw to draw
@@ -101,7 +102,10 @@ def check(
             raise DataError("there are no examples")
         if len(located) > most:
             raise DataError(f"expected at most {most} examples, got {len(located)}")
-        checked.task = _task(name, [row for _, row in located], task_file)
+        task = _task(name, [row for _, row in located], task_file)
+        if len(task.labels) > MOST_LABELS:
+            raise DataError(f"expected at most {MOST_LABELS} different labels, got {len(task.labels)}")
+        checked.task = task
     except (Mp2Error, RecursionError) as error:
         checked.problems.insert(0, Problem(str(error) or "nested too deeply"))
         return checked

@@ -27,7 +27,7 @@ from mp2.model.backbone import Backbone, load_tokenizer
 from mp2.model.checkpoint import save_encoder
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.spans import row_losses
-from mp2.runtime import whole_folder, write_json, write_whole
+from mp2.runtime import one_after_the_other, rank_and_world, whole_folder, write_json, write_whole
 from mp2.training.corpus import Corpus, build_corpus, read_texts
 from mp2.training.embeddings import ppmi_embeddings
 from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
@@ -146,8 +146,8 @@ class BackboneRun:
         if isinstance(batch[0], Window):
             rows = [Encoded((w,), len(w.options), right_option(w)) for w in batch]
             joined = collate(rows, pad_id=self.pad_id).to(self.device)
-            losses, known = row_losses(self.model(joined), joined)
-            return losses.sum(), int(known.sum()), joined.ids.numel()
+            losses, _ = row_losses(self.model(joined), joined)
+            return losses.sum(), joined.known, joined.ids.numel()
         ids, labels = (
             torch.from_numpy(np.stack(part)).long().to(self.device) for part in zip(*batch, strict=True)
         )
@@ -233,6 +233,7 @@ def pretrain_backbone(
     run = BackboneRun(config, len(tokenizer), pad_id=pad_id, embeddings=embeddings, device=device)
     if init is not None:
         run.encoder.load_state_dict(BertModel.from_pretrained(init, add_pooling_layer=False).state_dict())
+    rank, world = rank_and_world()
     mixture = Mixture(
         config.mixture,
         corpus,
@@ -240,22 +241,26 @@ def pretrain_backbone(
         tokens=config.tokens,
         max_length=config.shape.positions,
         seed=config.seed,
+        rank=rank,
+        world=world,
     )
     begin = time.time()
     progress = Trainer(
         run.groups(), Batches(mixture), run.loss, config.loop, folder=folder, device=device, title="step 1"
     ).fit()
-    with whole_folder(folder / "encoder", replace=True) as aside:
-        save_encoder(aside, run.encoder, tokenizer, run.model.head)
-        facts = {
-            "config": asdict(config),
-            "steps": progress.step,
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 1),
-            "corpus": {key: corpus.meta[key] for key in ("key", "tokens")},
-            "started": time.strftime("%Y-%m-%d", time.localtime(begin)),
-        }
-        write_json(aside / "training.json", facts)
+    facts = {
+        "config": asdict(config),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "corpus": {key: corpus.meta[key] for key in ("key", "tokens")},
+        "started": time.strftime("%Y-%m-%d", time.localtime(begin)),
+    }
+    with one_after_the_other() as first:
+        if first:
+            with whole_folder(folder / "encoder", replace=True) as aside:
+                save_encoder(aside, run.encoder, tokenizer, run.model.head)
+                write_json(aside / "training.json", facts)
     return progress
 
 

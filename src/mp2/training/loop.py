@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.runtime import rank_and_world, whole_folder, write_json
+from mp2.runtime import rank_and_world, release_free_memory, whole_folder, write_json
 from mp2.training.progress import Progress
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -219,6 +219,8 @@ class Trainer:
         if self._due(c.log_every):
             values = {"loss": progress.mean_loss(), "tokens": self.state.tokens, **self._rates(step - 1)}
             progress.log(step, values)
+            if self.folder is not None and not self.lazy:
+                release_free_memory()
         return bool(found[-1][3])
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -158,6 +158,8 @@ class Mixture:
         tokens: Padded tokens of a batch.
         max_length: Longest row, in tokens.
         seed: Seed of everything.
+        rank: This process.
+        world: Processes in all; each takes its own batches of one stream.
 
     Raises:
         ConfigError: An unknown objective, no positive weight, or a size that leaves no room.
@@ -172,6 +174,8 @@ class Mixture:
         tokens: int = 4096,
         max_length: int = 128,
         seed: int = 42,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         for name, weight in weights.items():
             if name not in OBJECTIVES:
@@ -193,6 +197,7 @@ class Mixture:
             for name in self._names
         }
         self._tokens, self._seed, self._step = tokens, seed, 0
+        self._rank, self._world = rank, world
 
     def batch(self, step: int) -> tuple[str, list[Any]]:
         """The batch of a step: the objective's name and its rows."""
@@ -204,8 +209,8 @@ class Mixture:
         return self
 
     def __next__(self) -> tuple[str, list[Any]]:
-        made = self.batch(self._step)
-        self._step += 1
+        made = self.batch(self._step + self._rank)
+        self._step += self._world
         return made
 
     def state_dict(self) -> dict[str, int]:

@@ -63,8 +63,8 @@ def pretrain_ppt(
     def loss(rows: list[Window]) -> tuple[Tensor, int, int]:
         encoded = [Encoded((row,), len(row.options), right_option(row)) for row in rows]
         batch = collate(encoded, pad_id=pad_id).to(base.device)
-        losses, known = row_losses(model(batch, bank.prompts.transpose(0, 1), "add"), batch)
-        return losses.sum(), int(known.sum()), batch.ids.numel()
+        losses, _ = row_losses(model(batch, bank.prompts.transpose(0, 1), "add"), batch)
+        return losses.sum(), batch.known, batch.ids.numel()
 
     limit = base.backbone.max_length - length
     mixture = Mixture({"ppt": 1.0}, corpus, base.tokenizer, tokens=tokens, max_length=limit, seed=seed)

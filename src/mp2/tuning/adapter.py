@@ -145,10 +145,10 @@ def compose(adapter: Adapter, base: Base) -> Composed:
     prompts = tensors.get("prompts")
     if adapter.bank is not None:
         bank = base.bank(adapter.bank)
-        if bank.fingerprint != adapter.bank_fingerprint:
+        if base.bank_fingerprint(adapter.bank) != adapter.bank_fingerprint:
             raise CheckpointError(
                 f"adapter of task {adapter.task.name!r} belongs to bank {adapter.bank!r}"
-                f" ({adapter.bank_fingerprint}), not to this one ({bank.fingerprint})"
+                f" ({adapter.bank_fingerprint}), not to this one ({base.bank_fingerprint(adapter.bank)})"
             )
         head = bank.head
         if "router" in tensors:

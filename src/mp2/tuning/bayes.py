@@ -1,20 +1,20 @@
 """Bayesian optimisation as ask and tell: a Gaussian process with an upper confidence bound (BoTorch).
 
-The first points (known ones, then random ones) are asked at once, later ones one by one. The process has a
-length scale per axis, whose prior grows with the dimension. With ``trust_region`` it looks only near the best
-point: for boxes of dozens of axes, most of whose volume lies in corners that a hundred points never see. Each
-``ask`` depends on what was told and the seed alone, so a resumed search continues as if it had never stopped.
+The first points (known ones, then random ones) are asked at once, later ones one by one. The process
+(``mp2.tuning.gaussian_process``) looks at the whole box, or with ``trust_region`` only near the best point.
+Each ``ask`` depends on what was told and the seed alone, so a resumed search continues as if it had never
+stopped.
 
 References:
     Paper section 3.4. UCB: Srinivas et al., arXiv:0912.3995. Trust region: Eriksson et al., *TuRBO*,
-    arXiv:1910.01739. Length scales that grow with the dimension: Hvarfner et al., arXiv:2402.02229.
+    arXiv:1910.01739.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ import torch
 
 from mp2.errors import ConfigError
 from mp2.tuning.asktell import Array, Point, better
+from mp2.tuning.stages import Scales
 
-REFIT = 1.2  # hyper-parameters are fitted anew when this many times more points are known
+REFIT = 1.3  # hyper-parameters are fitted anew when this many times more points are known
 LENGTH, SHORTEST, LONGEST = 0.4, 0.02, 1.6  # of a trust region, as a share of the box
 SUCCESSES, FAILURES = 3, 6  # in a row, before a region doubles or halves
 
@@ -38,6 +39,7 @@ class GpUcb:
         random: Random points, after the known ones.
         first: ``(n, D)`` known points to try first, moved into the box.
         seed: Seed of the random points and of the search for the next.
+        scales: Length scales of the process: ``one``, or one for ``each`` axis.
         trust_region: Stay near the best.
 
     Raises:
@@ -55,6 +57,7 @@ class GpUcb:
         random: int = 20,
         first: Array | None = None,
         seed: int = 0,
+        scales: Scales = "each",
         trust_region: bool = False,
     ) -> None:
         known = np.empty((0, dimension)) if first is None else np.asarray(first, dtype=np.float64)
@@ -66,7 +69,7 @@ class GpUcb:
                 f" {random + len(known)}, {box!r} and {kappa!r}"
             )
         self.dimension, self.box, self.kappa, self.seed = dimension, box, kappa, seed
-        self.trust_region = trust_region
+        self.scales, self.trust_region = scales, trust_region
         drawn = np.random.default_rng(seed).uniform(-box, box, (random, dimension))
         self._first = np.concatenate([known.clip(-box, box), drawn])
         self._points, self._losses = np.empty((0, dimension)), np.empty(0)
@@ -114,55 +117,26 @@ class GpUcb:
                     self._length = LENGTH
 
     def _next(self) -> Array:
-        from botorch.acquisition import UpperConfidenceBound
-        from botorch.optim import optimize_acqf
+        from mp2.tuning import gaussian_process as gp  # BoTorch takes seconds to import
 
-        model = self._model()
+        points = torch.from_numpy(self._points / (2 * self.box) + 0.5)
+        model = gp.process(points, torch.from_numpy(-self._capped()), self._fitted, self.scales)
+        if self.calls >= REFIT * self._fitted_at:
+            self._fitted, self._fitted_at = gp.fit(model), self.calls
         bounds = torch.stack([torch.zeros(self.dimension), torch.ones(self.dimension)]).double()
         if self.trust_region:
             assert self.best is not None
             centre = torch.from_numpy(self.best.candidate / (2 * self.box) + 0.5)
-            scales = model.covar_module.lengthscale.detach().reshape(-1)
-            reach = self._length / 2 * scales / scales.log().mean().exp()
+            lengths = gp.length_scales(model)
+            reach = self._length / 2 * lengths / lengths.log().mean().exp()
             bounds = torch.stack([centre - reach, centre + reach]).clamp(0, 1)
-        found, _ = optimize_acqf(
-            UpperConfidenceBound(model, beta=self.kappa**2),
-            bounds,
-            q=1,
-            num_restarts=4,
-            raw_samples=256,
-            options={"maxiter": 25},
-        )
-        return np.array((found.detach().numpy() - 0.5) * 2 * self.box, dtype=np.float64)
+        found = gp.highest(model, self.kappa, bounds).numpy()
+        return np.array((found - 0.5) * 2 * self.box, dtype=np.float64)
 
-    def _model(self) -> Any:
-        """The process over the unit box and minus the loss; fitted anew when enough is new."""
-        from botorch.exceptions import ModelFittingError
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        points = torch.from_numpy(self._points / (2 * self.box) + 0.5)
-        # a few awful points must not flatten all others: losses far above the middle count as the bound
+    def _capped(self) -> Array:
+        """Losses, those far above the middle as the bound: a few awful points must not flatten the others."""
         middle, low = np.median(self._losses), self._losses.min()
-        losses = np.minimum(self._losses, middle + 3 * (middle - low)) if middle > low else self._losses
-        kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=self.dimension, use_rbf_kernel=False)
-        model = SingleTaskGP(points, torch.from_numpy(-losses)[:, None], covar_module=kernel)
-        if self._fitted:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(torch.from_numpy(self._fitted[name]))
-        if self.calls >= REFIT * self._fitted_at:
-            # where no fit is found, the last hyper-parameters, or the prior's, are good enough to ask on
-            with suppress(ModelFittingError):
-                fit_gpytorch_mll(
-                    ExactMarginalLogLikelihood(model.likelihood, model),
-                    optimizer_kwargs={"options": {"maxiter": 50}},
-                )
-            self._fitted_at = self.calls
-            self._fitted = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-        return model.eval()
+        return np.minimum(self._losses, middle + 3 * (middle - low)) if middle > low else self._losses
 
     def state_dict(self) -> dict[str, Any]:
         """What was told, the last fit, and the trust region."""

@@ -51,14 +51,16 @@ def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
 
 def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> tuple[str, int]:
     assert run.state.router is not None
+    start = run.state.router.detach().reshape(1, -1).double().cpu().numpy()
     known = known_routers(run.state) if stage.transfer else {}
     optimiser = GpUcb(
         run.state.router.numel(),
         box=stage.box,
         kappa=stage.kappa,
         random=stage.random,
-        first=np.stack(list(known.values())) if known else None,
+        first=np.concatenate([start, *(one[None] for one in known.values())]) if stage.transfer else None,
         seed=run.seed,
+        scales=stage.scales,
         trust_region=stage.trust_region,
     )
     if run.search is not None:
@@ -71,7 +73,7 @@ def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> tuple[str, int]:
         for i, loss in enumerate(losses):
             run.line(before + i + 1, f"router/{before + i + 1}", float(loss), scores.get(i))
         if before == 0 and known:
-            run.facts["similar_tasks"] = _ranked(list(known), losses)
+            run.facts["similar_tasks"] = _ranked(list(known), losses[1:])
         run.save(optimiser.state_dict(), now=optimiser.calls >= stage.calls)
 
     found = search(train, optimiser, stage.calls, each=each)

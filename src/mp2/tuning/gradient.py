@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mp2.data.batch import MRCBatch, collate
+from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens
 from mp2.data.encode import Encoded
-from mp2.model.answers import answer_rows
+from mp2.model.answers import read_answers
 from mp2.model.spans import Loss, row_losses
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
@@ -21,6 +21,7 @@ from mp2.tuning.stages import Gradient
 from mp2.tuning.state import TaskState
 
 MICRO_TOKENS = 8192
+CPU_TOKENS = 1024  # a processor gains nothing from large batches, and small ones hold less padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +54,40 @@ class _Micro:
 
 
 def micro_batches(
-    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int = MICRO_TOKENS
+    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
 ) -> list[MRCBatch]:
-    """All rows as few batches of similar length, each within the token budget."""
-    from mp2.data.batch import length_batches, row_tokens
-
-    groups = length_batches([row_tokens(row) for row in rows], tokens=tokens)
-    return [collate([rows[i] for i in group], pad_id=pad_id).to(device) for group in groups]
+    """All rows as few batches of similar length, each within the token budget (by the device when None)."""
+    return [batch for _, batch in _grouped(rows, pad_id, device, tokens)]
 
 
+def _grouped(
+    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
+) -> Iterator[tuple[list[int], MRCBatch]]:
+    """The same, each with the indices of its rows."""
+    budget = tokens or (CPU_TOKENS if torch.device(device).type == "cpu" else MICRO_TOKENS)
+    for group in length_batches([row_tokens(row) for row in rows], tokens=budget):
+        yield group, collate([rows[i] for i in group], pad_id=pad_id).to(device)
+
+
+@torch.no_grad()
 def dev_measure(state: TaskState, task: TaskSpec, dev: Shots, kind: Loss = "option") -> tuple[float, float]:
-    """Dev metric in [0, 1] and mean dev loss of the state as it stands."""
-    with torch.no_grad():
-        prompts = state.prompts()
-        total = 0.0
-        for batch in micro_batches(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
-            state.model.eval()
-            losses, _ = row_losses(state.model(batch, prompts, state.injection), batch, kind)
-            total += float(losses.sum())
-    answers = answer_rows(
-        state.model,
-        dev.rows,
-        [example.context for example in dev.examples],
-        [example.options for example in dev.examples],
-        prompts,
-        injection=state.injection,
-    )
-    metric = score(
-        task.metric or "accuracy",
-        [answer.text for answer in answers],
-        [example.gold_texts for example in dev.examples],
-    )
+    """Dev metric in [0, 1] and mean dev loss of the state as it stands, from one forward of each row."""
+    state.model.eval()
+    prompts, answers, total = state.prompts(), [""] * len(dev), 0.0
+    for group, batch in _grouped(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
+        logits = state.model(batch, prompts, state.injection, options_only=kind == "option")
+        total += float(row_losses(logits, batch, kind)[0].sum())
+        examples = [dev.examples[i] for i in group]
+        found = read_answers(
+            logits,
+            batch,
+            [dev.rows[i] for i in group],
+            [e.context for e in examples],
+            [e.options for e in examples],
+        )
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = answer.text
+    metric = score(task.metric or "accuracy", answers, [example.gold_texts for example in dev.examples])
     return metric, total / len(dev)
 
 
@@ -134,13 +138,14 @@ def run_gradient(
             parameter.requires_grad_(True)
     batches = micro_batches(train.rows, state.base.tokenizer.pad_token_id, state.base.device)
     begin = time.monotonic()
-    last_loss = [0.0]
+    last_loss = [torch.zeros(())]
 
     def batch_loss(batch: MRCBatch) -> tuple[torch.Tensor, int, int]:
         state.model.eval()  # no dropout: the released deep code tunes in eval mode, and runs repeat exactly
-        losses, known = row_losses(state.model(batch, state.prompts(), state.injection), batch, loss)
-        last_loss[0] = float(losses.detach().mean())
-        return losses.sum(), int(known.sum()), batch.ids.numel()
+        logits = state.model(batch, state.prompts(), state.injection, options_only=loss == "option")
+        losses, _ = row_losses(logits, batch, loss)
+        last_loss[0] = losses.detach().mean()
+        return losses.sum(), batch.known, batch.ids.numel()
 
     def evaluate() -> dict[str, float]:
         metric, dev_loss = dev_measure(state, task, dev, loss)
@@ -149,7 +154,7 @@ def run_gradient(
             {
                 "stage": index,
                 "step": trainer.state.step,
-                "loss": last_loss[0],
+                "loss": float(last_loss[0]),
                 "dev": metric,
                 "dev_loss": dev_loss,
                 "seconds": time.monotonic() - begin,

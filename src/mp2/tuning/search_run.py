@@ -95,6 +95,7 @@ class SearchRun:
             "loss": loss,
             "dev": metric,
             "dev_loss": dev_loss,
+            "best": self.best.key[0],
             "seconds": self.seconds,
         }
         self.curve.append(values)

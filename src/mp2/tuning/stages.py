@@ -15,6 +15,7 @@ GroupName = Literal["backbone", "head", "prompts", "z", "router", "lora", "probe
 # metric: minus the task's metric
 SearchLoss = Literal["option", "span", "hinge", "metric"]
 Select = Literal["dev", "released"]
+Scales = Literal["one", "each"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,11 @@ class Bayes:
         random: Random points among them, before the process is asked.
         kappa: UCB's exploration weight.
         box: Bound of every router logit, [-box, box].
-        transfer: Try the routers of the pre-trained tasks first.
-        trust_region: Stay near the best point (for many router logits).
+        transfer: Try what is known first: the start, all prompts in equal parts, and the routers of the
+            pre-trained tasks.
+        scales: Length scales of the process: ``one`` for all router logits, or one for ``each`` with a prior
+            that grows with their number (for the 192 of the paper's encoder).
+        trust_region: Stay near the best point.
         select: ``dev`` scores every improved candidate; ``released`` every tenth call, whatever it is.
         loss: What is minimised on the train rows.
     """
@@ -57,6 +61,7 @@ class Bayes:
     kappa: float = 2.0
     box: float = 5.0
     transfer: bool = True
+    scales: Scales = "each"
     trust_region: bool = False
     select: Select = "dev"
     loss: SearchLoss = "option"
@@ -75,7 +80,8 @@ class Cma:
         popsize: Candidates per generation.
         bound: Bound of every coordinate; 0 for none.
         keep: What a layer is set to after its generation: ``improved`` takes its best candidate where it is
-            better than what stood there; ``best-ever`` (released code) the best it ever saw, whatever the
+            better than all that stood before (the first generation of a search is taken as it comes);
+            ``best-ever`` (released code) the best it ever saw, whatever the
             other layers have become since.
         heed_stop: A layer whose CMA-ES has converged is left alone; the released code goes on.
         select: ``dev`` scores the mean of the distribution and what is kept; ``released`` the candidate that

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def tune(
     seed: int = 42,
     progress: Record | None = None,
     folder: Path | str | None = None,
+    between: Callable[[int, Adapter], None] | None = None,
 ) -> Adapter:
     """Adapt a base to a task with a method.
 
@@ -56,7 +59,8 @@ def tune(
         seed: Seed of everything random.
         progress: Receives one record per dev score.
         folder: Where a black-box search keeps its state and one line per call; the same arguments with the
-            same folder continue it. Gradient stages leave nothing there.
+            same folder continue it.
+        between: Receives the number of each stage but the last, and the adapter of a method that stops there.
 
     Returns:
         The adapter at its best moment on the dev rows; also after Ctrl-C in a black-box search.
@@ -94,8 +98,15 @@ def tune(
     run = _search_run(state, task, shots, dev_shots, best, record, seed, folder)
     if run is not None:
         facts["curve"] += run.curve
+
+    def ended(index: int) -> None:
+        if between is not None and index + 1 < len(method.stages):
+            state.method = replace(method, stages=method.stages[: index + 1])
+            between(index, _adapter(state, task, best, copy.deepcopy(facts), begin, run))
+            state.method = method
+
     try:
-        _run_stages(state, task, shots, dev_shots, best, record, run, seed)
+        _run_stages(state, task, shots, dev_shots, best, record, run, seed, ended)
     except SearchError as error:
         state.restore(best.snapshot)
         raise SearchError(str(error), _adapter(state, task, best, facts, begin, run)) from error
@@ -111,6 +122,7 @@ def _run_stages(
     record: Record,
     run: SearchRun | None,
     seed: int,
+    ended: Callable[[int], None],
 ) -> None:
     """All stages in turn; each starts from the best moment so far, and the state ends there."""
     for index, stage in enumerate(state.method.stages):
@@ -127,6 +139,7 @@ def _run_stages(
         state.restore(best.snapshot)
         if run is not None and run.interrupted:
             return
+        ended(index)
 
 
 def _search_run(
@@ -142,6 +155,8 @@ def _search_run(
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
     method, base = state.method, state.base
     if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
+        if folder is not None:
+            raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
         return None
     if any(isinstance(stage, Cma) for stage in method.stages):
         _ = state.projector  # a bank that cannot be searched is refused before anything is spent
@@ -179,7 +194,7 @@ def _adapter(
     """Keep the least that answers need: the router, unless more than it moved."""
     seconds = time.monotonic() - begin
     if run is not None:
-        facts |= run.facts
+        facts |= copy.deepcopy(run.facts)
         facts["interrupted"] = run.interrupted
         seconds = max(seconds, run.seconds)  # the time before a resume counts
     facts |= {

@@ -32,27 +32,29 @@ function shape(tag, attributes, text) {
   return element;
 }
 
-const WIDTH = 720, HEIGHT = 300, LEFT = 48, RIGHT = 56, TOP = 34, BOTTOM = 16;
+const HEIGHT = 300, LEFT = 48, RIGHT = 56, TOP = 50, BOTTOM = 30;
+const PHONE = 544, NARROW = 360, WIDE = 720;  // narrow screens get a narrow picture, so that its text stays legible
 
 // Scores and losses over the steps of all stages, one shaded field per stage.
 export function curve(records) {
-  const last = records[records.length - 1];
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": say("curveText", percent(last.dev)) });
+  const last = records[records.length - 1], narrow = innerWidth < PHONE, width = narrow ? NARROW : WIDE;
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": say("curveText", percent(last.dev)) });
   const ends = [];  // step at which each stage ends, counted over all stages
   for (const record of records) if (record.stage >= 0) ends[record.stage] = record.step;
   const starts = [];
   let total = 0;
   ends.forEach((steps, stage) => { starts[stage] = total; total += steps ?? 0; });
   const place = (record) => (record.stage < 0 ? 0 : starts[record.stage] + record.step);
-  const x = (step) => LEFT + (step / Math.max(1, total)) * (WIDTH - LEFT - RIGHT);
+  const x = (step) => LEFT + (step / Math.max(1, total)) * (width - LEFT - RIGHT);
   const y = (share) => HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
   ends.forEach((steps, stage) => {
     const from = x(starts[stage]);
     svg.append(shape("rect", { x: from, y: TOP, width: x(starts[stage] + steps) - from, height: HEIGHT - TOP - BOTTOM, class: `stage${stage % 2}` }));
-    svg.append(shape("text", { x: from + 6, y: TOP + 16 }, say("stages")[stage] ?? say("stage", stage + 1)));
+    const name = say("stages")[stage] ?? say("stage", stage + 1);
+    svg.append(shape("text", { x: from + 4, y: HEIGHT - 10 }, narrow ? name.split(/[:：]/)[0] : name));
   });
   for (const share of [0, 0.5, 1]) {
-    svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(share), y2: y(share), class: "axis" }));
+    svg.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: y(share), y2: y(share), class: "axis" }));
     svg.append(shape("text", { x: LEFT - 6, y: y(share) + 4, "text-anchor": "end", class: "dev-text" }, `${100 * share}%`));
   }
   const losses = records.filter((record) => Number.isFinite(record.loss));
@@ -60,8 +62,8 @@ export function curve(records) {
   const line = (list, height) => list.map((record) => `${x(place(record))},${y(height(record))}`).join(" ");
   if (losses.length) {
     svg.append(shape("polyline", { points: line(losses, (record) => record.loss / highest), class: "loss" }));
-    for (const share of [0, 1]) svg.append(shape("text", { x: WIDTH - RIGHT + 6, y: y(share) + 4, class: "loss-text" }, (share * highest).toFixed(2)));
-    svg.append(shape("text", { x: WIDTH - RIGHT, y: 18, "text-anchor": "end", class: "loss-text" }, `┄ ${say("lossAxis")}`));
+    for (const share of [0, 1]) svg.append(shape("text", { x: width - RIGHT + 6, y: y(share) + 4, class: "loss-text" }, (share * highest).toFixed(2)));
+    svg.append(shape("text", { x: LEFT, y: 38, class: "loss-text" }, `┄ ${say("lossAxis")}`));
   }
   svg.append(shape("polyline", { points: line(records, (record) => record.dev), class: "dev" }));
   for (const record of records) svg.append(shape("circle", { cx: x(place(record)), cy: y(record.dev), r: 3.5, class: "dev-dot" }));

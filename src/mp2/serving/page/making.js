@@ -36,7 +36,7 @@ async function checkExamples(withTaskFile) {
 function drawReport() {
   const report = state.report;
   if (!report) return;
-  const kind = report.task ? `${say("family")[report.task.family]}. ` : "";
+  const kind = report.task ? say("kind", say("family")[report.task.family]) : "";
   at("understood-line").textContent = kind + (report.split ? say("line", report, report.split) : say("lineBad", report));
   const most = Math.max(...report.labels.map((label) => label.rows), 1);
   const named = report.labels.filter((label) => label.label);
@@ -103,7 +103,7 @@ function drawJob() {
   if (end) line = end.status === "done" ? say("done", end.result.seconds.toFixed(1)) : end.status === "failed" ? say("failed") + end.error : say("cancelled");
   at("job-line").textContent = line;
   at("curve").hidden = !records.length;
-  if (records.length) at("curve").replaceChildren(curve(records));
+  if (records.length) at("curve").replaceChildren(curve(records), make("figcaption", say("kept"), "hint"));
   at("result").hidden = end?.status !== "done";
   if (end?.status === "done") drawResult(end.result);
 }

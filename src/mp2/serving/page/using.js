@@ -91,7 +91,7 @@ function drawCard() {
     [names.held, held ? say("ofRows", metric(held.value), held.count) : null],
     [names.tuned, card.tuned_parameters?.toLocaleString() ?? null],
     [names.seconds, card.seconds ?? null],
-    [names.bytes, `${(card.bytes / 1024).toFixed(0)} KiB`],
+    [names.bytes, `${Math.ceil(card.bytes / 1024)} KiB`],
   ].filter(([, value]) => value !== null);
   at("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
   at("routing").hidden = !card.router;

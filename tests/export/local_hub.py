@@ -1,0 +1,98 @@
+"""The few calls of the hub's HTTP interface that an upload and a download make, over a folder."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            url = f"http://{self.headers['host']}"
+            if self.path == "/api/repos/create":
+                asked = json.loads(body)
+                name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
+                (folder / name).mkdir(parents=True)
+                (folder / name / "visibility").write_text(asked.get("visibility", "public"))
+                self._json({"url": f"{url}/{name}", "name": name, "id": name})
+            elif self.path == "/api/validate-yaml":
+                self._json({"errors": [], "warnings": []})
+            elif "/preupload/" in self.path:
+                files = json.loads(body)["files"]
+                kept = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+                self._json({"files": kept})
+            elif "/commit/" in self.path:
+                name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+                for line in body.splitlines():
+                    item = json.loads(line)
+                    if item["key"] == "file":
+                        file = folder / name / item["value"]["path"]
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(base64.b64decode(item["value"]["content"]))
+                self._json({"commitUrl": f"{url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+            else:
+                self.send_error(404)
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path.startswith("/api/models/"):
+                name = "/".join(path.split("/")[3:5])
+                if not (folder / name).is_dir():
+                    self.send_error(404)
+                    return
+                found = sorted(f for f in (folder / name).rglob("*") if f.is_file())
+                names = [str(f.relative_to(folder / name)) for f in found]
+                if "/tree/" in path:
+                    self._json([{"type": "file", "path": n, "size": 1, "oid": COMMIT} for n in names])
+                    return
+                siblings = [{"rfilename": n} for n in names]
+                self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings})
+            else:
+                name, _, rest = path[1:].partition("/resolve/")
+                self._bytes((folder / name / rest.partition("/")[2]).read_bytes())
+
+        do_HEAD = do_GET
+
+        def _json(self, value: Any) -> None:
+            self._bytes(json.dumps(value).encode())
+
+        def _bytes(self, data: bytes) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(data)))
+            self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("x-repo-commit", COMMIT)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+    return Handler
+
+
+@contextlib.contextmanager
+def local_hub(folder: Path) -> Iterator[str]:
+    """Serve a folder as a hub; gives its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

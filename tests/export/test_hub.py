@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from mp2.errors import CheckpointError
+from mp2.export.hub import adapter_from_pretrained, base_from_pretrained, fetch, model_card, push_to_hub
+from mp2.model.checkpoint import Base
+from mp2.serving.predictor import Predictor
+from tests.export.local_hub import local_hub
+from tests.serving.kit import REVIEWS, adapter
+
+
+def test_an_adapter_goes_to_a_hub_and_comes_back(base: Base, tmp_path: Path) -> None:
+    made = adapter(base, REVIEWS, 1)
+    made.facts["held_back"] = {"value": 0.75, "count": 8}
+    made.save(tmp_path / "reviews")
+    (tmp_path / "reviews" / "unsafe.bin").write_bytes(b"not sent")
+    with local_hub(tmp_path / "hub") as address:
+        link = push_to_hub(tmp_path / "reviews", "anna/reviews", token="hf_test", endpoint=address)
+        assert link.startswith(f"{address}/anna/reviews/commit/")
+        sent = {file.name for file in (tmp_path / "hub" / "anna" / "reviews").iterdir()}
+        assert (tmp_path / "hub" / "anna" / "reviews" / "visibility").read_text() == "private"
+        assert sent - {"visibility"} == {"README.md", "adapter.json", "adapter.safetensors", "task.yaml"}
+        back = adapter_from_pretrained("anna/reviews", cache=tmp_path / "cache", endpoint=address)
+        with pytest.raises(CheckpointError, match="anna/none"):
+            fetch("anna/none", cache=tmp_path / "cache", endpoint=address)
+    with pytest.raises(CheckpointError, match="did not take it"):  # nobody listens there any more
+        push_to_hub(tmp_path / "reviews", "anna/reviews", token="hf_test", endpoint=address)
+    assert back.task == REVIEWS and torch.equal(back.tensors["router"], made.tensors["router"])
+    card = ModelCard.load(tmp_path / "reviews" / "README.md")
+    assert card.data.language == "zh" and card.data.library_name == "mp2"
+    assert "0.750 of 8" in card.text and "好，坏，一般" in card.text and base.fingerprint in card.text
+
+
+def test_a_base_in_the_hubs_layout_is_loaded_by_name(base: Base, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base.path, copy)
+    with local_hub(tmp_path / "hub") as address:
+        push_to_hub(copy, "anna/micro", token="hf_test", endpoint=address)
+        back = base_from_pretrained("anna/micro", cache=tmp_path / "cache", endpoint=address)
+    assert back.fingerprint == base.fingerprint and back.banks == base.banks
+    assert "deep, shallow" in (copy / "README.md").read_text(encoding="utf-8")
+    predictor = Predictor(back)
+    predictor.add("reviews", adapter(base, REVIEWS, 1))
+    assert predictor.predict([("reviews", "好")])[0].answer.text in REVIEWS.labels
+
+
+def test_a_local_folder_is_its_own_answer(base: Base, tmp_path: Path) -> None:
+    adapter(base, REVIEWS, 1).save(tmp_path / "reviews")
+    assert adapter_from_pretrained(str(tmp_path / "reviews")).task == REVIEWS
+    with pytest.raises(CheckpointError, match="neither an adapter"):
+        model_card(tmp_path)
