@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -86,13 +88,15 @@ def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def local_hub(folder: Path) -> Iterator[str]:
-    """Serve a folder as a hub; gives its address."""
+    """Serve a folder as a hub; gives its address. Works where HF_HUB_OFFLINE keeps the real hub away."""
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
+        constants.HF_HUB_OFFLINE = offline
         server.shutdown()
         thread.join()
         server.server_close()
