@@ -13,10 +13,27 @@ if TYPE_CHECKING:
     from mp2.model.checkpoint import Base
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for logs, checkpoints and the result.")]
+Suites = Annotated[list[str], typer.Option("--suite", help="Suites or tasks to train on.")]
+Root = Annotated[Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
+Cache = Annotated[Path, typer.Option(help="Folder of the prepared data.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]
+Rows = Annotated[int, typer.Option(help="Rows per batch.")]
+Tokens = Annotated[int, typer.Option(help="Padded tokens per batch at most.")]
+Accumulate = Annotated[int, typer.Option(help="Batches (each of one task) per step.")]
+Modules = Annotated[int, typer.Option("--modules", "-k", help="K, prompts per layer.")]
+Length = Annotated[int, typer.Option(help="P, vectors per prompt.")]
+Intrinsic = Annotated[int, typer.Option(help="d of z and A; 0 for dense prompts.")]
+InitStd = Annotated[float, typer.Option(help="Standard deviation of the initial prompts.")]
+SizeExponent = Annotated[
+    float, typer.Option(help="Tasks are drawn in proportion to their rows to this power; 0 is uniform.")
+]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations.")]
 Minutes = Annotated[float, typer.Option(help="Stop resumably after this time; 0 for no limit.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32 or bf16.")]
+SUITES = ["pretrain-38"]
+CACHE = Path("runs/cache")
 
 
 def pretrain_backbone(
@@ -32,7 +49,7 @@ def pretrain_backbone(
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Warm-up steps.")] = 200,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    save_every: SaveEvery = 500,
     minutes: Minutes = 0.0,
     precision: Precision = "fp32",
     seed: Seed = 42,
@@ -67,33 +84,44 @@ def pretrain_backbone(
 def warm_up(
     encoder: Annotated[Path, typer.Argument(help="Encoder folder of step 1.")],
     out: Out,
-    suite: Annotated[list[str], typer.Option(help="Suites or tasks to train on.")] = ["pretrain-38"],  # noqa: B006
-    root: Annotated[
-        Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of the prepared data.")] = Path("runs/cache"),
+    suite: Suites = SUITES,
+    root: Root = None,
+    cache: Cache = CACHE,
     steps: Steps = 2000,
     lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 4e-4,
     lr_head: Annotated[float, typer.Option(help="Learning rate of the span head.")] = 2e-3,
+    bank: Annotated[
+        bool, typer.Option(help="Train a deep bank beside the encoder, which so learns to listen to prompts.")
+    ] = False,
+    bare: Annotated[
+        float, typer.Option(help="Share of batches without prompts, where there is a bank.")
+    ] = 0.3,
+    modules: Modules = 8,
+    length: Length = 16,
+    intrinsic: Intrinsic = 128,
+    init_std: InitStd = 0.5,
+    lr_prompts: Annotated[float, typer.Option(help="Learning rate of prompts.")] = 1e-3,
+    lr_router: Annotated[float, typer.Option(help="Learning rate of routers.")] = 5e-3,
     loss: Annotated[Literal["span", "option"], typer.Option(help="Loss of rows with options.")] = "option",
-    rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Padded tokens per batch at most.")] = 6144,
-    accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
+    rows: Rows = 32,
+    tokens: Tokens = 6144,
+    accumulate: Accumulate = 1,
     mix_options: Annotated[
         float, typer.Option(help="Share of rows whose options are shuffled, and perhaps fewer.")
     ] = 0.5,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
+    size_exponent: SizeExponent = 0.0,
+    save_every: SaveEvery = 250,
+    eval_every: EvalEvery = 500,
     minutes: Minutes = 0.0,
     precision: Precision = "fp32",
     seed: Seed = 42,
 ) -> None:
     """Teach an encoder the reading-comprehension form on upstream tasks with all weights (step 1b)."""
     from mp2.training.loop import LoopConfig
-    from mp2.training.multitask import MultiTaskConfig
+    from mp2.training.multitask import MultiTaskConfig, Trainable
     from mp2.training.multitask import warm_up as run
 
-    base, tasks = _prepared(encoder, suite, root, cache, 0)
+    base, tasks = prepared(encoder, suite, root, cache, 0)
     loop = LoopConfig(
         steps,
         warmup=min(200, steps // 10),
@@ -104,14 +132,23 @@ def warm_up(
         minutes=minutes,
         precision=precision,
     )
+    rates: dict[Trainable, float] = {"backbone": lr, "head": lr_head}
+    if bank:
+        rates |= {"prompts": lr_prompts, "router": lr_router}
     config = MultiTaskConfig(
-        "warm-up",
-        None,
+        "deep" if bank else "warm-up",
+        "deep" if bank else None,
+        modules,
+        length,
+        intrinsic,
+        init_std=init_std,
         loss=loss,
-        lr={"backbone": lr, "head": lr_head},
+        lr=rates,
         rows=rows,
         tokens=tokens,
         mix_options=mix_options,
+        bare=bare if bank else 0.0,
+        size_exponent=size_exponent,
         loop=loop,
         seed=seed,
     )
@@ -124,20 +161,21 @@ def warm_up(
 def pretrain(
     base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
     out: Out,
-    suite: Annotated[list[str], typer.Option(help="Suites or tasks to train on.")] = ["pretrain-38"],  # noqa: B006
-    root: Annotated[
-        Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of the prepared data.")] = Path("runs/cache"),
+    suite: Suites = SUITES,
+    root: Root = None,
+    cache: Cache = CACHE,
     name: Annotated[str, typer.Option(help="Name of the bank.")] = "deep",
     depth: Annotated[Literal["deep", "shallow"], typer.Option(help="deep or shallow.")] = "deep",
     injection: Annotated[
         Literal["prefix", "add"], typer.Option(help="prefix (deep only) or add.")
     ] = "prefix",
-    modules: Annotated[int, typer.Option("--modules", "-k", help="K, soft prompts per layer.")] = 8,
-    length: Annotated[int, typer.Option(help="P, vectors per prompt.")] = 16,
-    intrinsic: Annotated[int, typer.Option(help="d of the factored bank; 0 for dense.")] = 128,
-    init_std: Annotated[float, typer.Option(help="Standard deviation of the initial prompts.")] = 0.5,
+    start: Annotated[
+        Path | None, typer.Option(help="Bank folder to continue from; its shape is kept.")
+    ] = None,
+    modules: Modules = 8,
+    length: Length = 16,
+    intrinsic: Intrinsic = 128,
+    init_std: InitStd = 0.5,
     lr_prompts: Annotated[float, typer.Option(help="Learning rate of prompts.")] = 1e-3,
     lr_router: Annotated[float, typer.Option(help="Learning rate of routers.")] = 5e-3,
     lr_head: Annotated[float, typer.Option(help="Learning rate of the span head.")] = 1e-3,
@@ -149,11 +187,12 @@ def pretrain(
         Literal["normalised", "mean"], typer.Option(help="normalised or mean.")
     ] = "normalised",
     steps: Steps = 2000,
-    rows: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Padded tokens per batch at most.")] = 6144,
-    accumulate: Annotated[int, typer.Option(help="Batches (each of one task) per step.")] = 1,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 500,
+    rows: Rows = 32,
+    tokens: Tokens = 6144,
+    accumulate: Accumulate = 1,
+    size_exponent: SizeExponent = 0.0,
+    save_every: SaveEvery = 250,
+    eval_every: EvalEvery = 500,
     minutes: Minutes = 0.0,
     precision: Precision = "fp32",
     recompute: Annotated[
@@ -192,13 +231,15 @@ def pretrain(
         lr={"prompts": lr_prompts, "router": lr_router, "head": lr_head},
         rows=rows,
         tokens=tokens,
+        size_exponent=size_exponent,
         recompute=recompute,
         loop=loop,
         seed=seed,
     )
     reserve = length if injection == "add" else 0
-    loaded, tasks = _prepared(base, suite, root, cache, reserve, shard=shard)
-    bank = pretrain_prompts(loaded, tasks, config, out)
+    loaded, tasks = prepared(base, suite, root, cache, reserve, shard=shard)
+    continued = loaded.bank(str(start)) if start else None
+    bank = pretrain_prompts(loaded, tasks, config, out, start=continued)
     score = bank.facts["dev"].get("score", float("nan"))
     _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")
 
@@ -208,10 +249,10 @@ def pretrain_ppt(
     texts: Annotated[list[Path], typer.Argument(help="Text files: .txt, .jsonl, plain or .xz or .gz.")],
     out: Out,
     steps: Steps = 1000,
-    length: Annotated[int, typer.Option(help="P, vectors of the prompt.")] = 16,
+    length: Length = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of the prompt.")] = 3e-3,
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    save_every: SaveEvery = 250,
     minutes: Minutes = 0.0,
     precision: Precision = "fp32",
     seed: Seed = 42,
@@ -254,7 +295,7 @@ def assemble(
     _say(f"{base.name}: banks {', '.join(base.banks)}; {size / 1e6:.1f} MB; {out}")
 
 
-def _prepared(
+def prepared(
     path: Path | str,
     suites: list[str],
     root: Path | None,

@@ -158,7 +158,7 @@ class _Cursor:
 
 
 class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
-    """Endless batches: a task uniformly at random, then the next batch of a shuffled pass over that task.
+    """Endless batches: a task at random, then the next batch of a shuffled pass over that task.
 
     A pass is a permutation of the task's rows, tail included, cut into batches of rows of similar length;
     the next pass is shuffled anew. Every process (``rank`` of ``world``) follows the same plan of draws and
@@ -168,6 +168,8 @@ class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
         lengths: Tokens of each row, one array per task.
         rows: Rows a batch may hold.
         tokens: Padded tokens a batch may hold (a longer row gets a batch of its own); None for no limit.
+        size_exponent: A task is drawn in proportion to its rows to this power: 0 is uniform (paper), 1 is in
+            proportion to size.
         seed: Seed of draws and shuffles.
         rank: This process.
         world: Processes in all.
@@ -182,6 +184,7 @@ class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
         *,
         rows: int,
         tokens: int | None = None,
+        size_exponent: float = 0.0,
         seed: int = 42,
         rank: int = 0,
         world: int = 1,
@@ -197,7 +200,7 @@ class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
                 f" rank {rank}, world {world}"
             )
         self._lengths = [np.asarray(task) for task in lengths]
-        self._rows, self._tokens, self._seed = rows, tokens, seed
+        self._rows, self._tokens, self._seed, self._exponent = rows, tokens, seed, size_exponent
         self._rank, self._world = rank, world
         self._draw = 0
         self._cursors = [_Cursor() for _ in lengths]
@@ -224,7 +227,9 @@ class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
         block, place = divmod(draw, PLANNED_DRAWS)
         if self._planned[0] != block:
             generator = np.random.default_rng([self._seed, 0, block])
-            self._planned = (block, generator.integers(len(self._lengths), size=PLANNED_DRAWS).tolist())
+            sizes = np.array([float(len(task)) for task in self._lengths])
+            share = sizes**self._exponent / (sizes**self._exponent).sum()
+            self._planned = (block, generator.choice(len(sizes), size=PLANNED_DRAWS, p=share).tolist())
         return self._planned[1][place]
 
     def _plan(self, task: int) -> _Pass:
@@ -262,6 +267,7 @@ class MultiTaskSampler(Iterator[tuple[int, list[int]]]):
             "seed": self._seed,
             "rows": self._rows,
             "tokens": self._tokens,
+            "size_exponent": self._exponent,
             "sizes": [len(task) for task in self._lengths],
             "total_lengths": [int(task.sum()) for task in self._lengths],
         }

@@ -13,7 +13,7 @@ from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens
 from mp2.data.encode import Encoded
 from mp2.model.bank import Injection
 from mp2.model.mrc import Heads, MRCModel
-from mp2.model.spans import Score, best_spans, option_log_probs
+from mp2.model.spans import Score, SpanAnswer, best_spans, option_log_probs
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 
@@ -122,7 +122,7 @@ def read_answers(
         if row.n_options:
             answers.append(_choose(scored[place], options[place]))
         else:
-            answers.append(_extract(row, contexts[place], spans, place, first))
+            answers.append(_extract(row, contexts[place], spans[place], first))
         first += len(row.windows)
     return answers
 
@@ -133,8 +133,7 @@ def _choose(log_probs: Tensor, options: Sequence[str]) -> Answer:
     return Answer(options[best], float(probabilities[best]), best, tuple(probabilities.tolist()))
 
 
-def _extract(row: Encoded, context: str, spans: list, place: int, first: int) -> Answer:  # type: ignore[type-arg]
-    found = spans[place]
+def _extract(row: Encoded, context: str, found: SpanAnswer, first: int) -> Answer:
     probability = math.exp(found.log_prob / 2)  # geometric mean of the start's and the end's
     if found.tokens is None:
         return Answer("", probability)

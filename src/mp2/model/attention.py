@@ -8,12 +8,14 @@ encoder. The prompt travels as a keyword argument of the layer call, so nothing 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 NAME = "mp2_prefix"
@@ -71,10 +73,19 @@ def prefix_attention(
         both = both.expand(len(key), -1, -1, -1, -1) if prefix.rows is None else both[prefix.rows]
         keys, values = both.unbind(1)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-    )
+    with _kernel(query):
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
     return output.transpose(1, 2), None
+
+
+def _kernel(query: Tensor) -> AbstractContextManager[None]:
+    """On a processor the backward pass of the fused kernel is slower than plain matrix products."""
+    if query.device.type == "cpu" and query.requires_grad:
+        plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+        return plain
+    return nullcontext()
 
 
 AttentionInterface.register(NAME, prefix_attention)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.runtime import rank_and_world, release_free_memory, whole_folder, write_json
+from mp2.runtime import keep_freed_memory, rank_and_world, release_free_memory, whole_folder, write_json
 from mp2.training.progress import Progress
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -161,6 +161,8 @@ class Trainer:
         """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder."""
         if self.folder is not None:
             self.resume()
+        if not self.lazy:
+            keep_freed_memory()
         main = rank_and_world()[0] == 0
         self._end = time.monotonic() + self.config.minutes * 60 if self.config.minutes else math.inf
         begin = time.monotonic() - self.state.seconds
@@ -177,6 +179,8 @@ class Trainer:
                     self.save()
                 if out_of_time:
                     break
+        if not self.lazy:
+            release_free_memory()
         return self.state
 
     def _due(self, every: int) -> bool:
@@ -197,8 +201,10 @@ class Trainer:
         self._set_rates()
         for group in self.groups:
             grads = [p.grad for p in group.parameters.values() if p.grad is not None]
+            if not grads:  # no batch of this step asked the group
+                continue
             torch._foreach_div_(grads, counts[0].clamp_min(1))
-            if self.config.clip and grads:
+            if self.config.clip:
                 nn.utils.clip_grad_norm_(group.parameters.values(), self.config.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)

@@ -1,15 +1,15 @@
 """Step 2: multi-task pre-training of the prompt bank, its routers and the span head (paper section 3.2).
 
 Also step 1b, the format warm-up of a small encoder (the ``backbone`` group moves too, once, and is frozen for
-good afterwards), and SPoT, which is the same run with one shallow prompt. A task is drawn uniformly, then a
-batch of it; every task has its own router row, all share the bank.
+good afterwards), and SPoT, which is the same run with one shallow prompt. A task is drawn, then a batch of
+it; every task has its own router row, all share the bank.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,8 @@ class MultiTaskConfig:
         dev_rows: Dev rows per task in an evaluation.
         windows: Windows of a long row that one batch holds at most.
         mix_options: Share of rows whose options are shuffled, and perhaps fewer, when they are trained on.
+        bare: Share of batches without prompts, so that an encoder that moves stays good without them.
+        size_exponent: Tasks are drawn in proportion to their rows to this power; 0 is uniform (paper).
         recompute: Compute activations again in the backward pass: a third more time, far less memory.
         loop: Steps, schedule, checkpoints.
         seed: Seed of initial values, sampling and noise.
@@ -77,6 +79,8 @@ class MultiTaskConfig:
     dev_rows: int = 64
     windows: int = 2
     mix_options: float = 0.0
+    bare: float = 0.0
+    size_exponent: float = 0.0
     recompute: bool = False
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
     seed: int = 42
@@ -112,6 +116,11 @@ class MultiTaskRun:
         modules = self.bank.config.modules if self.bank else 1
         noise = torch.rand(len(self.names), layers, modules, generator=generator)
         self.router = nn.Parameter((2 * noise - 1) * 1e-3)  # released code: U(-1e-3, 1e-3)
+        if start is not None:
+            known = {name: row for name, row in zip(start.tasks, start.router, strict=True)}
+            for row, name in enumerate(self.names):
+                if name in known:
+                    self.router.data[row] = known[name]
         self.model = base.model(self.head.to(base.device))
         base.backbone.checkpointing = config.recompute
         if self.bank is not None:
@@ -173,7 +182,7 @@ class MultiTaskRun:
         """Summed loss of a batch ``(task, row indices)``, its rows and tokens."""
         task, indices = item
         self.model.train("backbone" in self.config.lr)
-        mixing, gates = self._seed(task, indices).spawn(2)
+        mixing, gates, without = self._seed(task, indices).spawn(3)
         rng, share = np.random.default_rng(mixing), self.config.mix_options
         rows = [
             mix_options(row, rng) if rng.random() < share else row
@@ -184,7 +193,8 @@ class MultiTaskRun:
         ]
         batch = collate(rows, pad_id=self.base.tokenizer.pad_token_id).to(self.base.device)
         noise = torch.Generator(self.base.device).manual_seed(int(gates.generate_state(1)[0]))
-        prompts = self.prompts([task], noise)
+        bare = np.random.default_rng(without).random() < self.config.bare
+        prompts = None if bare else self.prompts([task], noise)
         few = self.config.loss == "option"
         logits = self.model(batch, prompts, self.config.injection, options_only=few)
         losses, _ = row_losses(logits, batch, self.config.loss)
@@ -196,16 +206,20 @@ class MultiTaskRun:
         # a sharded encoder runs in step on all processes, so there each evaluates everything
         alone = world == 1 or self.base.backbone.sharded
         found = [0.0] * len(self.names)
-        for index, (name, (rows, examples)) in enumerate(self.dev_rows.items()):
+        for index in range(len(self.names)):
             if alone or index % world == rank:
-                with torch.no_grad():
-                    prompts = self.prompts([index])
-                metric = self.tasks[name].spec.metric or "accuracy"
-                found[index] = dev_score(
-                    self.model, rows, examples, metric, prompts, injection=self.config.injection
-                )
+                found[index] = self.dev_score(index)
         scores = found if alone else sum_over_processes(found, self.base.device)
         return {"score": sum(scores) / len(scores), **dict(zip(self.names, scores, strict=True))}
+
+    def dev_score(self, task: int) -> float:
+        """Dev metric of a task, by its index."""
+        name = self.names[task]
+        rows, examples = self.dev_rows[name]
+        with torch.no_grad():
+            prompts = self.prompts([task])
+        metric = self.tasks[name].spec.metric or "accuracy"
+        return dev_score(self.model, rows, examples, metric, prompts, injection=self.config.injection)
 
     def trained(self, progress: Progressed) -> TrainedBank:
         """The bank as it stands, with the facts of the run.
@@ -239,7 +253,12 @@ class MultiTaskRun:
 
 
 def pretrain_prompts(
-    base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
+    base: Base,
+    tasks: Mapping[str, PreparedTask],
+    config: MultiTaskConfig,
+    folder: Path,
+    *,
+    start: TrainedBank | None = None,
 ) -> TrainedBank:
     """Run (or resume) step 2 and write the bank to ``folder/bank``.
 
@@ -248,10 +267,16 @@ def pretrain_prompts(
         tasks: Prepared upstream tasks.
         config: The run.
         folder: Logs, checkpoints and the bank.
+        start: A bank of this encoder to continue from, such as one that a warm-up made.
     """
     if "backbone" in config.lr:
         raise ConfigError("step 2 keeps the encoder frozen; the warm-up (step 1b) moves it")
-    run, progress = _run(base, tasks, config, folder)
+    if start is not None:
+        c = start.bank.config
+        config = replace(
+            config, modules=c.modules, length=c.length, intrinsic=c.intrinsic, injection=c.injection
+        )
+    run, progress = _run(base, tasks, config, folder, start)
     bank = run.trained(progress)
     with one_after_the_other() as first:
         if first:
@@ -263,6 +288,9 @@ def warm_up(
     base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
 ) -> Progressed:
     """Step 1b: move all weights of the encoder on upstream tasks and write it to ``folder/encoder``.
+
+    With a bank (``config.depth``) encoder, prompts and routers move together, and the bank is written to
+    ``folder/bank``: the encoder learns to listen to prompts before it is frozen (docs/decisions/0008).
 
     Args:
         base: The encoder of step 1; moved in place.
@@ -277,34 +305,48 @@ def warm_up(
             with whole_folder(folder / "encoder", replace=True) as aside:
                 save_encoder(aside, base.backbone.whole[0], base.tokenizer, run.head)
                 write_json(aside / "training.json", facts)
+            if run.bank is not None:  # for the encoder as it is on disk, in half precision
+                replace(run.trained(progress), base=Base(folder / "encoder").fingerprint).save(
+                    folder / "bank"
+                )
     return progress
 
 
 def _run(
-    base: Base, tasks: Mapping[str, PreparedTask], config: MultiTaskConfig, folder: Path
+    base: Base,
+    tasks: Mapping[str, PreparedTask],
+    config: MultiTaskConfig,
+    folder: Path,
+    start: TrainedBank | None = None,
 ) -> tuple[MultiTaskRun, Progressed]:
     torch.manual_seed(config.seed)
-    run = MultiTaskRun(base, tasks, config)
+    run = MultiTaskRun(base, tasks, config, start)
+    return run, fit(run, folder)
+
+
+def fit(run: MultiTaskRun, folder: Path) -> Progressed:
+    """Run (or resume) the loop of a run; each process takes its own batches of one plan."""
+    config = run.config
     rank, world = rank_and_world()
     sampler = MultiTaskSampler(
         [rows.lengths for rows in run.train_rows.values()],
         rows=config.rows,
         tokens=config.tokens,
+        size_exponent=config.size_exponent,
         seed=config.seed,
         rank=rank,
         world=world,
     )
-    trainer = Trainer(
+    return Trainer(
         run.groups(),
         sampler,
         run.loss,
         config.loop,
         folder=folder,
         evaluate=run.evaluate,
-        device=base.device,
+        device=run.base.device,
         title=config.name,
-    )
-    return run, trainer.fit()
+    ).fit()
 
 
 def _fewer_windows(row: Encoded, limit: int) -> Encoded:

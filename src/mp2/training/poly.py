@@ -6,7 +6,7 @@ span head, in an encoder that is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from mp2.data.prepare import PreparedTask
-from mp2.data.sampling import MultiTaskSampler
-from mp2.model.answers import dev_score
 from mp2.model.checkpoint import Base
 from mp2.model.low_rank import LowRank, Skills, SkillsConfig
-from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
-from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
-
-Item = tuple[int, list[int]]
+from mp2.runtime import one_after_the_other
+from mp2.training.loop import Group, LoopConfig, Progressed
+from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class PolyConfig:
     seed: int = 42
 
 
-class PolyRun:
+class PolyRun(MultiTaskRun):
     """Parameters and batches of one run.
 
     Args:
@@ -57,7 +54,7 @@ class PolyRun:
     """
 
     def __init__(self, base: Base, tasks: Mapping[str, PreparedTask], config: PolyConfig) -> None:
-        self.config = config
+        self.poly = config
         self.fingerprint = base.fingerprint  # of the encoder as it came
         plain = MultiTaskConfig(
             "poly",
@@ -69,14 +66,14 @@ class PolyRun:
             loop=config.loop,
             seed=config.seed,
         )
-        self.run = MultiTaskRun(base, tasks, plain)
-        self.modules = LowRank(base.backbone, config.skills, len(self.run.names))
+        super().__init__(base, tasks, plain)
+        self.modules = LowRank(base.backbone, config.skills, len(self.names))
 
     def groups(self) -> list[Group]:
         """Parameter groups; everything else is frozen."""
-        lora, router, _ = self.config.lr
+        lora, router, _ = self.poly.lr
         groups = [
-            *self.run.groups(),
+            *super().groups(),
             Group("lora", self.modules.pairs(), lora),
             Group("router", self.modules.routers(), router, weight_decay=0.0),
         ]
@@ -85,27 +82,22 @@ class PolyRun:
                 parameter.requires_grad_(True)
         return groups
 
-    def loss(self, item: Item) -> tuple[Tensor, int, int]:
+    def loss(self, item: tuple[int, Sequence[int]]) -> tuple[Tensor, int, int]:
         """Summed loss of a batch, its rows and tokens."""
         self.modules.use(item[0], sample=True)
-        return self.run.loss(item)
+        return super().loss(item)
 
-    def evaluate(self) -> dict[str, float]:
-        """Dev metric of every task; ``score`` is their unweighted mean."""
-        scores = {}
-        for index, (name, (rows, examples)) in enumerate(self.run.dev_rows.items()):
-            self.modules.use(index, sample=False)
-            metric = self.run.tasks[name].spec.metric or "accuracy"
-            scores[name] = dev_score(self.run.model, rows, examples, metric)
-        return {"score": sum(scores.values()) / len(scores), **scores}
+    def dev_score(self, task: int) -> float:
+        """Dev metric of a task, by its index."""
+        self.modules.use(task, sample=False)
+        return super().dev_score(task)
 
-    def trained(self, progress: Progressed) -> Skills:
+    def skills(self, progress: Progressed) -> Skills:
         """The modules as they stand, with the facts of the run."""
-        tensors = {
-            name: value.detach() for name, value in (self.modules.pairs() | self.modules.routers()).items()
-        }
-        facts = self.run.facts(progress)
-        return Skills(self.config.skills, tensors, self.run.names, self.run.head, self.fingerprint, facts)
+        moved = self.modules.pairs() | self.modules.routers()
+        tensors = {name: value.detach() for name, value in moved.items()}
+        facts = self.facts(progress)
+        return Skills(self.poly.skills, tensors, self.names, self.head, self.fingerprint, facts)
 
 
 def pretrain_poly(base: Base, tasks: Mapping[str, PreparedTask], config: PolyConfig, folder: Path) -> Skills:
@@ -119,22 +111,8 @@ def pretrain_poly(base: Base, tasks: Mapping[str, PreparedTask], config: PolyCon
     """
     torch.manual_seed(config.seed)
     run = PolyRun(base, tasks, config)
-    sampler = MultiTaskSampler(
-        [rows.lengths for rows in run.run.train_rows.values()],
-        rows=config.rows,
-        tokens=config.tokens,
-        seed=config.seed,
-    )
-    trainer = Trainer(
-        run.groups(),
-        sampler,
-        run.loss,
-        config.loop,
-        folder=folder,
-        evaluate=run.evaluate,
-        device=base.device,
-        title="poly",
-    )
-    skills = run.trained(trainer.fit())
-    skills.save(folder / "bank")
+    skills = run.skills(fit(run, folder))
+    with one_after_the_other() as first:
+        if first:
+            skills.save(folder / "bank")
     return skills
