@@ -161,3 +161,11 @@ def test_a_pass_over_millions_is_planned_quickly() -> None:
     begin = time.perf_counter()
     next(sampler)
     assert time.perf_counter() - begin < 10
+
+
+@pytest.mark.parametrize(("exponent", "share"), [(0.0, 1 / 2), (0.5, 2 / 3), (1.0, 4 / 5)])
+def test_tasks_are_drawn_by_their_size_to_a_power(exponent: float, share: float) -> None:
+    lengths = [np.full(400, 8), np.full(100, 8)]
+    sampler = MultiTaskSampler(lengths, rows=4, size_exponent=exponent, seed=3)
+    drawn = [next(sampler)[0] for _ in range(4000)]
+    assert drawn.count(0) / len(drawn) == pytest.approx(share, abs=0.03)

@@ -15,7 +15,7 @@ from mp2.model.checkpoint import Base, load_bank
 from mp2.training.assemble import assemble
 from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, pretrain_backbone
 from mp2.training.corpus import build_corpus
-from mp2.training.loop import LoopConfig
+from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
 from mp2.training.ppt import pretrain_ppt
 from tests.data.invented import rows_of, task, write_jsonl
@@ -49,8 +49,6 @@ def _state(run: MultiTaskRun) -> dict[str, torch.Tensor]:
 def test_only_the_named_groups_move(
     base: Base, tasks: dict[str, PreparedTask], groups: dict[str, float]
 ) -> None:
-    from mp2.training.loop import Trainer
-
     run = MultiTaskRun(base, tasks, replace(CONFIG, lr=groups))  # type: ignore[arg-type]
     before = _state(run)
     items = iter([(0, [0, 1]), (1, [0, 1]), (2, [0, 1])])
@@ -89,6 +87,34 @@ def test_the_warm_up_moves_the_encoder_and_writes_it(
     written = Base(tmp_path / "encoder")
     assert written.fingerprint != base.fingerprint
     assert base.fingerprint == Base(base.path).fingerprint
+
+
+def test_a_warm_up_with_a_bank_writes_one_that_belongs_to_the_encoder_and_goes_on(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    own = Base(base.path)
+    rates = {"backbone": 1e-3, "head": 1e-3, "prompts": 1e-3, "router": 1e-2}
+    warm_up(own, tasks, replace(CONFIG, lr=rates, bare=0.5), tmp_path / "warm")  # type: ignore[arg-type]
+    written = Base(tmp_path / "warm" / "encoder")
+    bank = written.bank(str(tmp_path / "warm" / "bank"))
+    assert bank.base == written.fingerprint != base.fingerprint
+    router, before = bank.router.clone(), bank.fingerprint
+    more = replace(CONFIG, lr={"prompts": 1e-2}, modules=5)  # the shape is the bank's own
+    after = pretrain_prompts(written, tasks, more, tmp_path / "more", start=bank)
+    assert after.bank.config == bank.bank.config and after.fingerprint != before
+    assert torch.equal(after.router, router)
+
+
+def test_batches_without_prompts_leave_the_bank_alone(base: Base, tasks: dict[str, PreparedTask]) -> None:
+    for bare, moved in ((1.0, False), (0.0, True)):
+        config = replace(CONFIG, lr={"prompts": 0.1, "head": 0.1}, bare=bare)
+        run = MultiTaskRun(base, tasks, config)
+        before = _state(run)
+        items = iter([(0, [0, 1]), (1, [2, 3])])
+        Trainer(run.groups(), items, run.loss, LoopConfig(2)).fit()  # type: ignore[arg-type]
+        after = _state(run)
+        assert torch.equal(before["bank.z"], after["bank.z"]) is not moved
+        assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
 def test_from_raw_text_to_a_base(tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ _SINGLE = Gradient({"prompts": 0.01, "head": 0.001}, steps=40, eval_every=4)
 _DEEP = Method(
     "mp2-deep-gd", (_ROUTER, _PROMPTS), bank="deep", about="deep MP2, router then prompts, gradient"
 )
+# Forward-only transfer first: what the upstream tasks' own routers are worth here costs one call each.
+_KNOWN = Bayes(calls=30, random=0)
+_TRANSFER = (
+    Method(
+        "mp2-deep-bb-transfer",
+        (_KNOWN,),
+        bank="deep",
+        about="deep MP2 with the best router of the known tasks; forward passes only",
+    ),
+    Method(
+        "mp2-deep-transfer",
+        (_KNOWN, _ROUTER, _PROMPTS),
+        bank="deep",
+        about="deep MP2 from the best router of the known tasks, then router and prompts by gradient",
+    ),
+)
 _SHALLOW = Method(
     "mp2-shallow-gd", (_ROUTER, _PROMPTS), bank="shallow", about="shallow MP2, router then prompts, gradient"
 )
@@ -150,6 +166,7 @@ METHODS: dict[str, Method] = {
         Method("zero-shot-base", (), about="the encoder and its head as they come; nothing tuned"),
         _DEEP,
         _DEEP.router_only(),
+        *_TRANSFER,
         _SHALLOW,
         _SHALLOW.router_only(),
         _DEEP_BB,
