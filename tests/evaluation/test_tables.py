@@ -62,6 +62,14 @@ def test_a_part_of_a_suite_says_so_and_absent_cells_are_dashes() -> None:
     assert _row(table, "paper: Deep MP2")[-1] == f"{(92.0 + 83.5) / 2:.1f}"
 
 
+def test_published_rows_without_an_average_have_none_beside_any_number_of_tasks() -> None:
+    every = ("chnsent", "ocnli", "lcqmc", "cote-bd", "c3", "tnews")
+    for count in range(1, len(every) + 1):
+        table = tables.table_3(Results(_records({"ppt": 0.5}, every[:count])), SUITE)
+        assert table is not None
+        assert any(row[1].text.startswith("paper: CPM-2") for row in table.rows)
+
+
 def test_contaminated_cells_are_flagged_where_a_bank_was_used() -> None:
     bare = [record("head-only", "lcqmc", bank=None, bank_fingerprint="")]
     results = Results([*_records({"mp2-deep-gd": 0.8}, ("lcqmc",)), *bare])

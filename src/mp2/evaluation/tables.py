@@ -149,7 +149,7 @@ def _paper_row(row: Published, tasks: Sequence[str]) -> list[Text]:
         texts.append(Text("–" if mean is None else f"{mean:.1f} ({std:.1f})", quiet=True))
     there = [row.scores[task][0] for task in tasks if task in row.scores]
     average = f"{np.mean(there):.1f}" if len(there) == len(tasks) else "–"
-    if len(tasks) == len(row.scores) - 1:
+    if "average" in row.scores and len(tasks) == len(row.scores) - 1:
         average = f"{row.scores['average'][0]:.1f}"  # as printed
     return [*texts, Text(average, quiet=True)]
 
