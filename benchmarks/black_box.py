@@ -2,8 +2,9 @@
 
 The plain way is what one writes first, and what the released code does: one candidate per forward, the whole
 train set padded into one batch, prompt slots in the sequence, every prompt of every layer projected again,
-all layers and all tokens computed again. Ours is ``mp2.tuning.objective``. Both use the same Hugging Face
-layers and PyTorch's own attention, and take turns: a generation of one, the same generation of the other.
+all layers and all tokens computed again, by Hugging Face's layers as they are and PyTorch's own attention.
+Ours is ``mp2.tuning.objective``. Both have the same weights in the same process, with freed memory kept for
+what comes next, and take turns: a generation of one, the same generation of the other.
 
     python benchmarks/black_box.py --quick --json
 
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -38,7 +40,7 @@ from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.checkpoint import ASSETS, Base, TrainedBank, load_base
 from mp2.model.router import Routing
 from mp2.model.spans import row_losses
-from mp2.runtime import default_device
+from mp2.runtime import default_device, keep_freed_memory
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.methods import METHODS
@@ -113,6 +115,11 @@ class Turns:
     seconds: float = 0.0
     plain_seconds: float = 0.0
 
+    @property
+    def spent(self) -> float:
+        """Seconds of both ways together."""
+        return self.seconds + self.plain_seconds
+
     def take(self, ours: Callable[[], Losses], plain: Callable[[], Losses]) -> Losses:
         """One turn each; returns the losses as the plain way has them."""
         begin = _now()
@@ -147,20 +154,22 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def stage_one(state: TaskState, objective: Objective, calls: int) -> Turns:
-    """Routers, one per forward as Bayesian optimisation asks for them."""
+def stage_one(state: TaskState, objective: Objective, seconds: float) -> Turns:
+    """Routers, one per forward as Bayesian optimisation asks for them; at least 5, at most 20."""
     assert state.router is not None and state.source is not None
-    candidates = np.random.default_rng(0).uniform(-5, 5, (calls, state.router.numel()))
+    candidates = np.random.default_rng(0).uniform(-5, 5, (20, state.router.numel()))
     plain, z, turns = Plain(state, objective.batch), state.source.bank.z, Turns([], [])
     objective.over_router()
-    for one in candidates:
+    for number, one in enumerate(candidates):
+        if number >= 5 and turns.spent > seconds:
+            break
         router = torch.from_numpy(one).float().to(state.base.device).view_as(state.router)
         turns.take(lambda: objective(one[None]), lambda: np.array([plain(router, z)]))  # noqa: B023
     return turns
 
 
-def stage_two(state: TaskState, objective: Objective, rounds: int) -> Turns:
-    """Rounds of one generation per layer, each layer then set to its best candidate."""
+def stage_two(state: TaskState, objective: Objective, seconds: float) -> Turns:
+    """Rounds of one generation per layer, each layer then set to its best candidate; at least one round."""
     assert state.router is not None and state.source is not None
     state.fuse()
     assert state.z is not None
@@ -180,7 +189,9 @@ def stage_two(state: TaskState, objective: Objective, rounds: int) -> Turns:
             losses.append(plain(state.router, z[:, None].repeat(1, modules, 1)))
         return np.array(losses)
 
-    for layer in list(range(state.z.shape[1])) * rounds:
+    for layer in cycle(range(state.z.shape[1])):
+        if layer == 0 and turns.spent > seconds:
+            break
         middle = state.z[0, layer].double().cpu().numpy()
         candidates = middle + sigma * random.normal(size=(POPULATION, len(middle)))
         losses = turns.take(lambda: ours(layer, candidates), lambda: theirs(layer, candidates))  # noqa: B023
@@ -220,8 +231,9 @@ class Shape:
         full = (text + extra) * (4 * h * h + forward + 2 * mean * h)
         # the last layer projects keys and values on the side of its few queries
         last = picked * (4 * h * h + forward + self.heads * 2 * mean * h)
-        # in the searched layer the text's query, key and value, and its attention to itself, are known
-        searched = text * (h * h + forward + 2 * p * h) + extra * (4 * h * h + forward + 2 * mean * h)
+        # in the searched layer the text's query, key and value, and its attention to itself, are known; the
+        # slots are those of layer 0, the same in all windows
+        searched = text * (h * h + forward + 2 * p * h) + extra * (h * h + forward + 2 * mean * h)
         ends = picked * (h * h + forward + 2 * p * h)
         layers = range(self.depth if self.deep and not router else 1)
         costs = [
@@ -255,7 +267,7 @@ def products_per_second(state: TaskState) -> float:
         begin = _now()
         torch.nn.functional.linear(left, right)
         seconds.append(_now() - begin)
-    return 2048 * 4 * h * h / 1e9 / sorted(seconds)[len(seconds) // 2]
+    return 2048 * 4 * h * h / 1e9 / min(seconds)
 
 
 def long_reviews(task: TaskSpec) -> list[MRCExample]:
@@ -294,7 +306,8 @@ def measure(
     found: dict[str, Any] = {"tokens": sum(lengths), "longest": max(lengths), "rate": rate}
     for stage in ("stage I", "stage II"):
         one = stage == "stage I"
-        turns = (stage_one if one else stage_two)(state, objective, (5 if quick else 20) if one else 1)
+        seconds = (5.0 if one else 25.0) if quick else (30.0 if one else 120.0)
+        turns = (stage_one if one else stage_two)(state, objective, seconds)
         counted = shape.multiplications(lengths, picked, router=one)
         whole, least = large.multiplications(lengths, picked, router=one)
         found[stage] = {**turns.compared(counted, rate), "counted_large": whole / least}
@@ -315,6 +328,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
     parser.add_argument("--model", help="base folder; the shipped model when absent")
     arguments = parser.parse_args()
+    keep_freed_memory()
     base = load_base(arguments.model, default_device())
     task, short = labelled_rows(SHOTS, None)
     _say(f"{base.name} on {_device()}")

@@ -2,30 +2,34 @@
 
 Rivals: ``mp2``; ``bare``, the frozen encoder alone over as many real tokens without padding, forward, and
 backward to its input where something is trained: the limit; ``released``, see ``released.py``; PEFT's prefix
-and prompt tuning, where they can do the job. A slow rival may run a part of the work that stands for all.
+and prompt tuning, where they can do the job. ``mp2 bf16`` and ``bare bf16``, where a processor multiplies in
+bf16 by itself, are the same under autocast; the other rivals know fp32 alone.
+
+A set of ``POOL`` rows stands behind each task. What orders rows by length (mp2) runs those that lie beside
+one another and are as long as all are on average; what takes them as they come runs a batch as wide as its
+batches are on average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from released import ReleasedBatch, ReleasedModel, answers, train_step
-from released import batches as released_batches
+from released import ReleasedBatch, ReleasedModel, answers, train_step, typical
 from rival_peft import KINDS, PeftRival
 from timing import Cell
-from workload import SIZES, Shape, random_encoder, shapes, tokens_of
+from workload import SIZES, Shape, lengths_of, random_encoder, similar, tokens_of
 
+from mp2.data.batch import length_batches
 from mp2.data.encode import Encoded
-from mp2.data.sampling import MultiTaskSampler
-from mp2.model.answers import answer_rows
+from mp2.model.answers import CPU_TOKENS, answer_rows
 from mp2.model.checkpoint import Base
 from mp2.model.spans import row_losses
+from mp2.runtime import autocast, native_bf16
 from mp2.training.loop import Group, LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
 from mp2.tuning.gradient import Shots, micro_batches
@@ -34,10 +38,10 @@ from mp2.tuning.objective import Objective
 from mp2.tuning.state import TaskState
 
 ROWS, TOKENS = 32, 6144
+EVALUATED = 2 * ROWS  # rows of a task in the evaluation cell
 POOL = 64 * ROWS
 FOREVER = 1 << 40
 Runs = dict[str, Callable[[], object]]
-PART = 4  # the released way and PEFT run one of so many batches
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,15 @@ class Bench:
     Attributes:
         size: Name of the size.
         base: Random base of that size.
-        tasks: Tasks of a cell, spread over all lengths.
-        bands: Batches per task, spread over its lengths.
+        shapes: Tasks of a cell.
         rivals: Whether to run the released way and PEFT.
-        precision: fp32 or bf16; rivals other than ``bare`` are always fp32.
+        precision: fp32 or bf16, of ``mp2`` and ``bare``.
         seed: Seed of rows.
     """
 
     size: str
     base: Base
-    tasks: int = 6
-    bands: int = 4
+    shapes: Sequence[Shape] = ()
     rivals: bool = True
     precision: str = "fp32"
     seed: int = 0
@@ -72,24 +74,24 @@ class Bench:
         """The same numbers for every cell."""
         return np.random.default_rng(self.seed)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where asked for."""
-        if self.precision == "bf16":
-            return torch.autocast(torch.device(self.base.device).type, dtype=torch.bfloat16)
-        return nullcontext()
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Suffix of a way's name, and its precision."""
+        also = self.base.device == "cpu" and self.precision == "fp32" and native_bf16()
+        return {"": self.precision} | ({" bf16": "bf16"} if also else {})
 
     def released_model(self, tasks: int, *, multiplied: bool = False) -> ReleasedModel:
         """A fresh model of the released way."""
         encoder = random_encoder(SIZES[self.size], dropout=0.1)
         return ReleasedModel(encoder, tasks, multiplied=multiplied).to(self.base.device)
 
-    def bare_pass(self, rows: int, tokens: int, *, backward: bool) -> None:
+    def bare_pass(self, rows: int, tokens: int, *, backward: bool, precision: str = "fp32") -> None:
         """The encoder over ``rows`` rows of equal length, about ``tokens`` tokens in all."""
         length = max(1, round(tokens / rows))
         ids = torch.full((rows, length), 7, device=self.base.device)
         with torch.no_grad():
             embedded = self.bare.embeddings(input_ids=ids)
-        with torch.set_grad_enabled(backward), self.autocast():
+        with torch.set_grad_enabled(backward), autocast(self.base.device, precision):
             hidden = embedded.requires_grad_(backward)
             for layer in self.bare.encoder.layer:
                 hidden = layer(hidden)
@@ -97,19 +99,18 @@ class Bench:
             hidden.backward(torch.ones_like(hidden))
 
 
-def _sampled(bench: Bench, shape: Shape) -> list[list[Encoded]]:
-    """Batches as the sampler makes them from a large split, ``bands`` of them spread over the lengths."""
+def ours(bench: Bench, shape: Shape, count: int) -> list[Encoded]:
+    """``count`` rows of a task that lie together when its rows are ordered by length."""
     rng = bench.rng
-    lengths = shape.draw(POOL, rng)
-    sampler = MultiTaskSampler([lengths], rows=ROWS, tokens=TOKENS, seed=bench.seed)
-    plan, left = [], len(lengths)
-    while left > 0:
-        plan.append(next(sampler)[1])
-        left -= len(plan[-1])
-    plan.sort(key=lambda batch: int(lengths[batch].sum()) / len(batch))
-    chosen = [plan[int((i + 0.5) * len(plan) / bench.bands)] for i in range(bench.bands)]
-    vocabulary = SIZES[bench.size].vocabulary
-    return [shape.rows(lengths[batch], rng, vocabulary) for batch in chosen]
+    lengths = similar(shape.draw(POOL, rng), count)
+    return shape.rows(lengths, rng, SIZES[bench.size].vocabulary)
+
+
+def theirs(bench: Bench, shape: Shape) -> list[Encoded]:
+    """A batch of the same task as it comes."""
+    rng = bench.rng
+    lengths = typical(shape.draw(POOL, rng), rng)
+    return shape.rows(lengths, rng, SIZES[bench.size].vocabulary)
 
 
 class Split(list[Encoded]):
@@ -138,13 +139,6 @@ class Cycle:
         """Nothing is kept."""
 
 
-def _spread(rows: Sequence[Encoded]) -> list[Encoded]:
-    """One of ``PART`` rows at equal steps through all lengths, in random order: a typical random batch."""
-    ordered = sorted(rows, key=lambda row: len(row.windows[0].ids))
-    chosen = ordered[PART // 2 :: PART]
-    return [chosen[i] for i in np.random.default_rng(0).permutation(len(chosen))]
-
-
 def multitask_trainer(
     base: Base, batches: Sequence[Sequence[Sequence[Encoded]]], config: MultiTaskConfig
 ) -> Trainer:
@@ -164,30 +158,31 @@ def multitask_trainer(
 
 def pretrain_step(bench: Bench) -> Cell:
     """Step 2: tasks with their routers, forward, backward, optimiser."""
-    batches = [_sampled(bench, shape) for shape in shapes(bench.tasks)]
-    rows = [[row for batch in task for row in batch] for task in batches]
+    sets = [ours(bench, shape, ROWS) for shape in bench.shapes]
+    batches = [
+        [[rows[i] for i in group] for group in length_batches(lengths_of(rows), tokens=TOKENS)]
+        for rows in sets
+    ]
     counts = [(len(batch), tokens_of(batch)) for task in batches for batch in task]
-    loop = LoopConfig(FOREVER, precision=bench.precision)
-    trainer = multitask_trainer(bench.base, batches, MultiTaskConfig(tokens=TOKENS, loop=loop))
-    runs: Runs = {
-        "mp2": lambda: [trainer.one_step() for _ in counts],
-        "bare": lambda: [bench.bare_pass(*count, backward=True) for count in counts],
-    }
+    runs: Runs = {}
+    for suffix, precision in bench.precisions.items():
+        config = MultiTaskConfig(tokens=TOKENS, loop=LoopConfig(FOREVER, precision=precision))
+        trainer = multitask_trainer(bench.base, batches, config)
+        runs |= {
+            f"mp2{suffix}": lambda t=trainer: [t.one_step() for _ in counts],
+            f"bare{suffix}": lambda p=precision: [
+                bench.bare_pass(*count, backward=True, precision=p) for count in counts
+            ],
+        }
     if bench.rivals:
-        model = bench.released_model(len(rows)).train()
+        model = bench.released_model(len(sets)).train()
         optimisers = model.optimisers((5e-4, 1e-4))
-        theirs = [
-            (task, batch)
-            for task, its in enumerate(rows)
-            for batch in released_batches(_spread(its), bench.rng)
-        ]
+        rival = [theirs(bench, shape) for shape in bench.shapes]
         runs["released"] = lambda: [
-            train_step(model, optimisers, ReleasedBatch(batch, bench.base.device), task)
-            for task, batch in theirs
+            train_step(model, optimisers, ReleasedBatch(rows, bench.base.device), task)
+            for task, rows in enumerate(rival)
         ]
-    samples = sum(count[0] for count in counts)
-    share = sum(len(batch) for _, batch in theirs) / samples if bench.rivals else 1.0
-    return Cell(runs, samples, sum(count[1] for count in counts), {"released": share})
+    return Cell(runs, sum(map(len, sets)), sum(map(tokens_of, sets)))
 
 
 def _shots(bench: Bench, shape: Shape) -> list[Encoded]:
@@ -196,13 +191,14 @@ def _shots(bench: Bench, shape: Shape) -> list[Encoded]:
 
 
 def _with_options(bench: Bench) -> list[Shape]:
-    """Tasks with options, spread over the lengths."""
-    every = [shape for shape in shapes() if shape.options]
-    count = max(1, bench.tasks // 2)
-    return [every[int((i + 0.5) * len(every) / count)] for i in range(count)]
+    """Every other task, of those with options."""
+    every = [shape for shape in bench.shapes if shape.options]
+    return every[1::2] or every
 
 
-def stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: Sequence[Encoded]) -> Trainer:
+def stage_trainer(
+    bench: Bench, state: TaskState, lr: dict[Any, float], rows: Sequence[Encoded], precision: Any = "fp32"
+) -> Trainer:
     """A stage of few-shot tuning, as ``run_gradient`` runs it."""
     groups = [Group(name, state.parameters(name), rate, weight_decay=0.0) for name, rate in lr.items()]
     for group in groups:
@@ -214,7 +210,7 @@ def stage_trainer(bench: Bench, state: TaskState, lr: dict[Any, float], rows: Se
         logits = state.model.eval()(batch, state.prompts(), state.injection, options_only=True)
         return row_losses(logits, batch, "option")[0].sum(), batch.known, batch.ids.numel()
 
-    config = LoopConfig(FOREVER, accumulate=len(batches), precision=bench.precision)
+    config = LoopConfig(FOREVER, accumulate=len(batches), precision=precision)
     return Trainer(groups, Cycle(batches), loss, config, device=bench.base.device)
 
 
@@ -222,14 +218,21 @@ def fewshot_step(bench: Bench) -> Cell:
     """Few-shot tuning: one step of stage I and one of stage II on the 32 rows of each task."""
     sets = [_shots(bench, shape) for shape in _with_options(bench)]
     method = METHODS["mp2-deep-gd"]
-    trainers = []
-    for rows in sets:
-        for stage in method.stages:
-            trainers.append(stage_trainer(bench, TaskState(bench.base, method, 0), stage.lr, rows))
-    runs: Runs = {
-        "mp2": lambda: [trainer.one_step() for trainer in trainers],
-        "bare": lambda: [bench.bare_pass(ROWS, tokens_of(s), backward=True) for s in sets for _ in range(2)],
-    }
+    runs: Runs = {}
+    for suffix, precision in bench.precisions.items():
+        trainers = [
+            stage_trainer(bench, TaskState(bench.base, method, 0), stage.lr, rows, precision)
+            for rows in sets
+            for stage in method.stages
+        ]
+        runs |= {
+            f"mp2{suffix}": lambda every=trainers: [trainer.one_step() for trainer in every],
+            f"bare{suffix}": lambda p=precision: [
+                bench.bare_pass(ROWS, tokens_of(s), backward=True, precision=p)
+                for s in sets
+                for _ in range(2)
+            ],
+        }
     shares = {}
     if bench.rivals:  # one step stands for both: their stages move the same parameters
         for name, train in {"released": _released_shots, **{kind: _peft_shots for kind in KINDS}}.items():
@@ -251,41 +254,47 @@ def _peft_shots(bench: Bench, sets: Sequence[Sequence[Encoded]], kind: str) -> C
     return lambda: [rival.train_step(rows) for rival, rows in zip(rivals, sets, strict=True)]
 
 
-def answer(bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which: Any = 0) -> object:
+def answer(
+    bench: Bench, rows: Sequence[Encoded], prompts: torch.Tensor, which: Any = 0, precision: str = "fp32"
+) -> object:
     """Answers of rows, with texts read out."""
     options = [[str(i) for i in range(row.n_options)] for row in rows]
     contexts = ["字" * 600] * len(rows)
-    with bench.autocast():
+    with autocast(bench.base.device, precision):
         return answer_rows(bench.base.model(), rows, contexts, options, prompts, which)
 
 
 @torch.no_grad()
 def evaluation(bench: Bench) -> Cell:
     """Answers of many rows, task by task."""
-    rng, vocabulary = bench.rng, SIZES[bench.size].vocabulary
-    sets = [shape.rows(shape.draw(ROWS * bench.bands, rng), rng, vocabulary) for shape in shapes(bench.tasks)]
+    sets = [ours(bench, shape, EVALUATED) for shape in bench.shapes]
     run = MultiTaskRun(bench.base, {"0": SimpleNamespace(split=lambda name: Split())}, MultiTaskConfig())
     prompts = run.prompts([0])
     assert prompts is not None
-    runs: Runs = {
-        "mp2": lambda: [answer(bench, rows, prompts) for rows in sets],
-        "bare": lambda: [
-            bench.bare_pass(ROWS, tokens_of(rows[at : at + ROWS]), backward=False)
-            for rows in sets
-            for at in range(0, len(rows), ROWS)
-        ],
-    }
+    counts = [
+        (len(group), sum(len(rows[i].windows[0].ids) for i in group))
+        for rows in sets
+        for group in length_batches(lengths_of(rows), tokens=CPU_TOKENS)
+    ]
+    runs: Runs = {}
+    for suffix, precision in bench.precisions.items():
+        runs |= {
+            f"mp2{suffix}": lambda p=precision: [answer(bench, rows, prompts, 0, p) for rows in sets],
+            f"bare{suffix}": lambda p=precision: [
+                bench.bare_pass(*count, backward=False, precision=p) for count in counts
+            ],
+        }
     if bench.rivals:
         model = bench.released_model(len(sets)).eval()
-        few = [(task, _spread(rows)) for task, rows in enumerate(sets)]
-        theirs = [(task, batch) for task, rows in few for batch in released_batches(rows, rng)]
+        rows_of_each = [theirs(bench, shape) for shape in bench.shapes]
         runs["released"] = lambda: [
-            answers(model, ReleasedBatch(batch, bench.base.device), task) for task, batch in theirs
+            answers(model, ReleasedBatch(rows, bench.base.device), task)
+            for task, rows in enumerate(rows_of_each)
         ]
         for kind in KINDS:  # it knows one prompt, so every task is asked of the same
             rival = PeftRival(random_encoder(SIZES[bench.size]), kind, bench.base.device)
-            runs[kind] = lambda rival=rival: [rival.answers(batch) for _, batch in theirs]
-    shares = {name: 1 / PART for name in runs if name not in ("mp2", "bare")}
+            runs[kind] = lambda rival=rival: [rival.answers(rows) for rows in rows_of_each]
+    shares = {name: ROWS / EVALUATED for name in runs if name.split()[0] not in ("mp2", "bare")}
     return Cell(runs, sum(map(len, sets)), sum(map(tokens_of, sets)), shares)
 
 
@@ -301,7 +310,6 @@ def mixed_tasks(bench: Bench, count: int = 256) -> Cell:
     runs: Runs = {
         "mp2": lambda: answer(bench, rows, states, list(range(count))),
         "single": lambda: answer(bench, rows, states[:1]),
-        "projected each time": lambda: answer(bench, rows, prompts, list(range(count))),
     }
     return Cell(runs, count, tokens_of(rows))
 

@@ -4,7 +4,7 @@
 
 For every curve: the times, the straight line through them by least squares, its R2, and the exponent with
 which they grow at the end (1 is linear, 2 is quadratic, 0 does not depend on it). Rows are invented, of even
-length.
+length. One thread; seconds are of processor time, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from workload import SIZES, Shape, Size, random_base
 from mp2.data.encode import Encoded
 from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.router import Routing, router_weights
+from mp2.runtime import keep_freed_memory
 from mp2.training.multitask import MultiTaskConfig
 from mp2.tuning.methods import METHODS
 from mp2.tuning.state import TaskState
@@ -102,14 +103,14 @@ def answering(bench: Bench) -> Iterator[Curve]:
 
 
 def measure(runs: dict[int, Callable[[], object]], rounds: int) -> dict[int, float]:
-    """Median seconds of each, in interleaved rounds after one to warm up."""
+    """Median seconds of processor time of each, in interleaved rounds after one to warm up."""
     seconds: dict[int, list[float]] = {n: [] for n in runs}
     for number in range(rounds + 1):
         for n, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
             if number:
-                seconds[n].append(time.perf_counter() - begin)
+                seconds[n].append(time.process_time() - begin)
     return {n: median(times) for n, times in seconds.items()}
 
 
@@ -137,6 +138,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
     found = {}
+    torch.set_num_threads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench("shipped", random_base(Path(folder) / "base", SIZE))
         for part in (training, composing, tuning, answering):

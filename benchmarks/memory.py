@@ -26,7 +26,9 @@ from workload import INTRINSIC, LENGTH, MODULES, SIZES, Shape, Size, random_base
 GB, MB = 1e9, 1e6
 # A layer whose weights are frozen keeps, per token and unit of width: queries, keys, values and what
 # attention gave (4), the inputs of two layer norms (2) and of the activation function (4). While a layer's
-# backward pass runs, gradients of its wide part (4 + 4) and of its narrow one (2) live beside them.
+# backward pass runs, gradients of its wide part (4 + 4) and of its narrow one (2) live beside them. Plain
+# attention, which is the quicker one on a processor, keeps its shares too: a number for each head, token and
+# token that is seen, and another while its backward pass runs.
 KEPT, WORKING = 10, 10
 
 
@@ -43,18 +45,21 @@ class Point:
     recompute: bool = False
 
 
-def activations(point: Point, wide: float = 4.0, narrow: float = 4.0) -> float:
+def activations(point: Point, wide: float = 4.0, narrow: float = 4.0, *, plain: bool = False) -> float:
     """Bytes that forward and backward hold at once, by formula.
 
     Args:
         point: What is run.
         wide: Bytes of a number inside a layer (4 for fp32, 2 under bf16 autocast).
         narrow: Bytes of a number between layers and at the layer norms (fp32 under autocast too).
+        plain: Whether attention is plain, as on a processor; a card's kernels keep no shares.
     """
     norms, inside = 2, KEPT - 2
     layer = inside * wide + norms * narrow
     kept = narrow * point.layers + layer if point.recompute else layer * point.layers
-    return point.rows * point.length * point.hidden * (kept + WORKING * wide)
+    shares = point.rows * point.heads * point.length * (point.length + LENGTH) * wide if plain else 0.0
+    held = shares * (2 if point.recompute else point.layers)
+    return point.rows * point.length * point.hidden * (kept + WORKING * wide) + held
 
 
 def static(point: Point) -> float:
@@ -149,7 +154,7 @@ def main() -> None:
             found = measure(point)
             print(
                 f"{point.layers:6} {point.hidden:6} {point.rows:5} {point.length:6} {point.recompute!s:>6}"
-                f" {found['peak'] / MB:8,.0f} {activations(point) / MB:8,.0f}",
+                f" {found['peak'] / MB:8,.0f} {activations(point, plain=True) / MB:8,.0f}",
                 flush=True,
             )
     fits()

@@ -2,18 +2,20 @@
 
 Fifty placeholder tokens after [CLS] to which a prompt is added before every layer; all K prompts of all
 layers multiplied out from z and A in every forward; batches in random order, padded to their longest row,
-without an attention mask, so padding is attended to; plain attention; the output of every layer kept; dropout
-in pre-training; two AdamW optimisers, one of them over all of A; all groups move in both stages of few-shot
-tuning. Candidates of a black-box search run one at a time. Nothing is made slower here than it is there.
+without an attention mask of their own, so padding is attended to; plain attention; the output of every layer
+kept; dropout in pre-training; two AdamW optimisers, one of them over all of A; all groups move in both stages
+of few-shot tuning. Candidates of a black-box search run one at a time. Nothing is made slower here than it is
+there; its scores, which decode texts token by token, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
 
@@ -62,13 +64,14 @@ class ReleasedModel(nn.Module):
         """``(B, 1 + slots + T)`` ids to start and end logits of the same length."""
         prompts = self.prompts(task)
         hidden: Tensor = self.encoder.embeddings(input_ids=ids, token_type_ids=torch.ones_like(ids))
+        nowhere = hidden.new_zeros(len(ids), 1, 1, ids.shape[1])  # none is passed, so BERT adds one of zeros
         kept = [hidden]
         for layer, prompt in zip(self.encoder.encoder.layer, prompts, strict=True):
             rows, length, width = hidden.shape
             before = hidden.new_zeros(rows, 1, width)
             after = hidden.new_zeros(rows, length - 1 - SLOTS, width)
             hidden = hidden + torch.cat([before, prompt.expand(rows, -1, -1), after], dim=1)
-            hidden = layer(hidden, None)
+            hidden = layer(hidden, nowhere)
             kept.append(hidden)
         logits: Tensor = self.head(kept[-1])
         return logits
@@ -93,11 +96,12 @@ class ReleasedBatch:
         self.rows = rows
 
 
-def batches(rows: Sequence[Encoded], rng: np.random.Generator) -> Iterator[list[Encoded]]:
-    """Rows in random order, cut into batches."""
-    order = rng.permutation(len(rows)).tolist()
-    for at in range(0, len(order), ROWS):
-        yield [rows[i] for i in order[at : at + ROWS]]
+def typical(lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Lengths in a batch as it comes, of rows in random order: the batch as wide as they are on average."""
+    every = rng.permutation(lengths)[: len(lengths) // ROWS * ROWS].reshape(-1, ROWS)
+    widths = every.max(axis=1)
+    found: NDArray[np.int64] = every[np.abs(widths - widths.mean()).argmin()]
+    return found
 
 
 def train_step(
@@ -117,16 +121,17 @@ def train_step(
 
 @torch.no_grad()
 def answers(model: ReleasedModel, batch: ReleasedBatch, task: int = 0) -> list[int]:
-    """Options by the product of raw logits, row by row; for span tasks the start of the best span."""
+    """Options by the product of raw logits; for span tasks the start of the best span."""
     logits = model(batch.ids, task)
-    found = []
-    for row, one in zip(batch.rows, logits, strict=True):
-        start, end = one.unbind(-1)
-        options = row.windows[0].options
-        if options:
-            scores = [start[first + SLOTS] * end[last + SLOTS] for _, first, last in options]
-            found.append(int(torch.stack(scores).argmax()))
-        else:
-            found.append(int(start.argmax()))
-            int(end.argmax())
+    options = [list(row.windows[0].options) for row in batch.rows]
+    if options[0]:
+        most = max(map(len, options))
+        filled = [some + some[:1] * (most - len(some)) for some in options]
+        spans = torch.tensor(filled, device=logits.device)[..., 1:] + SLOTS
+        start, end = (logits[..., i].gather(1, spans[..., i]) for i in (0, 1))
+        found: list[int] = (start * end).argmax(1).tolist()
+        return found
+    start, end = logits.argmax(1).unbind(1)
+    end.tolist()
+    found = start.tolist()
     return found

@@ -27,6 +27,7 @@ from cells import ROWS, TOKENS, Split
 from workload import SIZES, random_base, shapes
 
 from mp2.data.sampling import MultiTaskSampler
+from mp2.model.checkpoint import Base
 from mp2.runtime import default_device, rank_and_world
 from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
@@ -34,8 +35,8 @@ from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
 TASKS, POOL = 8, 256
 
 
-def worker(size: str, steps: int, out: Path) -> None:
-    """Run steps of step 2 and write what this process sent; the first process writes."""
+def worker(folder: Path, size: str, steps: int) -> None:
+    """Run steps of step 2 on the base in a folder; the first process writes what it sent there."""
     torch.set_num_threads(1)
     device = default_device()
     rank, world = rank_and_world()
@@ -47,8 +48,7 @@ def worker(size: str, steps: int, out: Path) -> None:
         return plain(tensor, *args, **kwargs)
 
     torch.distributed.all_reduce = counted
-    with tempfile.TemporaryDirectory() as folder:
-        base = random_base(Path(folder) / "base", SIZES[size], device)
+    base = Base(folder / "base", device)
     rng = np.random.default_rng(0)
     rows = [Split(s.rows(s.draw(POOL, rng), rng, SIZES[size].vocabulary)) for s in shapes(TASKS)]
     tasks = {
@@ -73,18 +73,18 @@ def worker(size: str, steps: int, out: Path) -> None:
             "rows": trainer._unread[-1][0].item(),
             "seconds": median(seconds[1:]),
         }
-        out.write_text(json.dumps(facts), encoding="utf-8")
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def launch(size: str, processes: int, steps: int) -> dict[str, Any]:
     """What the first of several processes counted."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "facts.json"
+        random_base(Path(folder) / "base", SIZES[size])  # here: of several processes only the first saves one
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), __file__, "--size", size, "--steps", str(steps)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--worker", str(out)], env=environment, check=True)
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        subprocess.run([*command, "--worker", folder], env=environment, check=True)
+        found: dict[str, Any] = json.loads((Path(folder) / "facts.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        worker(arguments.size, arguments.steps, arguments.worker)
+        worker(arguments.worker, arguments.size, arguments.steps)
         return
     print(f"{'processes':>9} {'calls':>6} {'bytes/step':>12} {'needed':>12} {'excess':>8} {'s/step':>7}")
     for processes in arguments.processes:

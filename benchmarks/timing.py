@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -56,23 +57,38 @@ class Timed:
         return median(ratios), min(ratios), max(ratios)
 
 
-def interleave(cell: Cell, *, budget: float, least: int = 3, most: int = 9, device: str = "cpu") -> Timed:
+def interleave(
+    cell: Cell,
+    *,
+    budget: float,
+    least: int = 3,
+    most: int = 9,
+    limit: float = math.inf,
+    needed: Collection[str] = (),
+    device: str = "cpu",
+) -> Timed:
     """Run every rival once to warm up, then in turns until the budget is spent.
 
     Args:
         cell: What to time.
         budget: Seconds to spend, the warm-up counted.
-        least: Rounds at least, whatever the budget.
+        least: Rounds at least, though the budget be spent.
         most: Rounds at most.
+        limit: Seconds after which no further round begins; there is one in any case.
+        needed: Rivals that take part though the machine be slow; others stay out if their turn to warm up
+            comes after a third of ``limit``.
         device: Where it runs; a card is waited for before the clock is read.
     """
     begin = time.perf_counter()
-    for run in cell.runs.values():
-        _seconds(run, device)
-    seconds: dict[str, list[float]] = {name: [] for name in cell.runs}
-    names = list(cell.runs)
+    names = []
+    for name, run in cell.runs.items():
+        if name in needed or time.perf_counter() - begin < limit / 3:
+            _seconds(run, device)
+            names.append(name)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(most):
-        if number >= least and time.perf_counter() - begin > budget:
+        spent = time.perf_counter() - begin
+        if number and (spent > limit or (number >= least and spent > budget)):
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             seconds[name].append(_seconds(cell.runs[name], device) / cell.shares.get(name, 1.0))

@@ -90,6 +90,25 @@ def shapes(count: int | None = None) -> list[Shape]:
     return [every[int((i + 0.5) * len(every) / count)] for i in range(count)]
 
 
+def chosen(names: Sequence[str]) -> list[Shape]:
+    """Tasks by name."""
+    every = {shape.name: shape for shape in shapes()}
+    return [every[name] for name in names]
+
+
+def similar(lengths: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Those ``count`` lengths that lie together in order and are on average what all of them are."""
+    ordered = np.sort(lengths)
+    means = np.convolve(ordered, np.ones(count) / count, mode="valid")
+    first = int(np.abs(means - ordered.mean()).argmin())
+    return ordered[first : first + count]
+
+
+def lengths_of(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row, of one window."""
+    return [len(row.windows[0].ids) for row in rows]
+
+
 def tokens_of(rows: Sequence[Encoded]) -> int:
     """Real tokens of rows."""
     return sum(len(window.ids) for row in rows for window in row.windows)

@@ -49,6 +49,21 @@ def test_a_csv_becomes_an_adapter_that_answers(base: Base, tmp_path: Path) -> No
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(lines) == 2 and all(line["label"] in ("正面", "负面") for line in lines)
     assert all(sum(line["scores"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
+    half = run(
+        "predict",
+        tmp_path / "a",
+        "服务很好",
+        "音乐难看",
+        "--model",
+        base.path,
+        "--precision",
+        "bf16",
+        "--json",
+    )
+    rounded = [json.loads(line) for line in half.stdout.splitlines()]
+    assert rounded != lines
+    for line, other in zip(lines, rounded, strict=True):
+        assert other["scores"] == pytest.approx(line["scores"], abs=0.02)
 
 
 def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, Ern
 from mp2.data.batch import MRCBatch, collate
 from mp2.data.encode import Encoded, Window
 from mp2.errors import ConfigError
+from mp2.model import population
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.mrc import MRCModel, SpanHead
@@ -67,23 +68,28 @@ def _wanted(batch: MRCBatch) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [1, 60, 10_000])
+@pytest.mark.parametrize(("tokens", "lanes"), [(1, 1), (1, 3), (60, 1), (60, 2), (10_000, 1), (10_000, 2)])
 @pytest.mark.parametrize("every", [True, False])
 @pytest.mark.parametrize("injection", ["prefix", "add"])
 def test_each_layer_searched_from_kept_states_equals_the_whole_forward(
-    model: MRCModel, injection: Injection, every: bool, tokens: int
+    model: MRCModel,
+    injection: Injection,
+    every: bool,
+    tokens: int,
+    lanes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(population, "lanes_for", lambda _: lanes)
     batch, candidates = _batch(), _prompts(5, 1, seed=5)
     wanted = batch.mask if every else _wanted(batch)
-    population = Population(model, batch, LENGTH, wanted, injection, tokens=tokens)
-    prompts = _prompts(1)
+    forward = Population(model, batch, LENGTH, wanted, injection, tokens=tokens)
     # up, down and up again with other prompts below: nothing stale may be used
     for layer, seed in ((0, 2), (2, 2), (1, 2), (2, 6), (0, 7), (2, 7)):
         prompts = _prompts(1, seed=seed)
-        population.begin(layer, prompts)
+        forward.begin(layer, prompts)
         whole = prompts.repeat(5, 1, 1, 1)
         whole[:, layer] = candidates[:, 0]
-        found = population(candidates)
+        found = forward(candidates)
         torch.testing.assert_close(
             found[:, wanted], _plain(model, batch, whole, injection)[:, wanted], atol=1e-5, rtol=1e-5
         )
@@ -94,11 +100,28 @@ def test_each_layer_searched_from_kept_states_equals_the_whole_forward(
 @pytest.mark.parametrize("injection", ["prefix", "add"])
 def test_candidates_may_change_every_layer(model: MRCModel, injection: Injection) -> None:
     batch, candidates = _batch(), _prompts(4, seed=8)
-    population = Population(model, batch, LENGTH, _wanted(batch), injection)
-    population.begin(0, _prompts(1))
+    forward = Population(model, batch, LENGTH, _wanted(batch), injection)
+    forward.begin(0, _prompts(1))
     wanted = _wanted(batch)
     expected = _plain(model, batch, candidates, injection)
-    torch.testing.assert_close(population(candidates)[:, wanted], expected[:, wanted], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(forward(candidates)[:, wanted], expected[:, wanted], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+@pytest.mark.parametrize("layer", [0, 1, LAYERS - 1])
+def test_layers_that_may_still_move_are_asked_as_they_are(injection: Injection, layer: int) -> None:
+    model, batch, candidates = _model(micro_encoder(90)), _batch(), _prompts(3, 1, seed=5)
+    forward = Population(model.requires_grad_(True), batch, LENGTH, batch.mask, injection)
+    quick = Population(model.requires_grad_(False), batch, LENGTH, batch.mask, injection)
+    assert (forward._frozen, quick._frozen) == (False, True)
+    for one in (forward, quick):
+        one.begin(layer, _prompts(1))
+    whole = _prompts(1).repeat(3, 1, 1, 1)
+    whole[:, layer] = candidates[:, 0]
+    expected = _plain(model, batch, whole, injection)
+    for found in (forward(candidates), quick(candidates)):
+        torch.testing.assert_close(found[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -106,11 +129,11 @@ def test_candidates_may_change_every_layer(model: MRCModel, injection: Injection
 @pytest.mark.parametrize("layers", [1, LAYERS])
 def test_shallow_banks_in_encoders_of_any_depth(injection: Injection, layers: int) -> None:
     model, batch, candidates = _model(micro_encoder(90, layers=layers)), _batch(), _prompts(3, 1, seed=8)
-    population = Population(model, batch, LENGTH, batch.mask, injection)
-    population.begin(0, candidates[:1])
+    forward = Population(model, batch, LENGTH, batch.mask, injection)
+    forward.begin(0, candidates[:1])
     expected = _plain(model, batch, candidates, injection)
     torch.testing.assert_close(
-        population(candidates)[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5
+        forward(candidates)[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5
     )
 
 
@@ -125,12 +148,12 @@ def test_few_and_many_picked_tokens_take_different_ways_to_the_same_logits(
     if few:
         wanted[:] = False
         wanted[:, 3] = True
-    population = Population(model, batch, LENGTH, wanted, injection)
-    assert population._absorbs(LAYERS - 1) == few
-    population.begin(1, candidates[:1])
+    forward = Population(model, batch, LENGTH, wanted, injection)
+    assert forward._absorbs(LAYERS - 1) == few
+    forward.begin(1, candidates[:1])
     whole = torch.cat([candidates[:1].expand(3, -1, -1, -1)[:, :1], candidates[:, 1:]], dim=1)
     expected = _plain(model, batch, whole, injection)
-    found = population(candidates[:, 1:])
+    found = forward(candidates[:, 1:])
     torch.testing.assert_close(found[:, wanted], expected[:, wanted], atol=1e-5, rtol=1e-5)
 
 
@@ -163,22 +186,22 @@ def test_other_encoders(make: Callable[[], Any]) -> None:
     torch.manual_seed(3)
     model, batch, prompts = _model(make().eval()), _batch(), _prompts(1, 2)
     candidates = _prompts(3, 1, seed=5)
-    population = Population(model, batch, LENGTH, batch.mask)
+    forward = Population(model, batch, LENGTH, batch.mask)
     for layer in (0, 1):
-        population.begin(layer, prompts)
+        forward.begin(layer, prompts)
         whole = prompts.repeat(3, 1, 1, 1)
         whole[:, layer] = candidates[:, 0]
         expected = _plain(model, batch, whole, "prefix")
-        found = population(candidates)
+        found = forward(candidates)
         torch.testing.assert_close(found[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5)
 
 
 def test_no_gradient_is_built_and_nothing_of_the_model_changes(model: MRCModel) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch, candidates = _batch(), _prompts(2, 1).requires_grad_(True)
-    population = Population(model, batch, LENGTH, batch.mask)
-    population.begin(1, _prompts(1))
-    logits = population(candidates)
+    forward = Population(model, batch, LENGTH, batch.mask)
+    forward.begin(1, _prompts(1))
+    logits = forward(candidates)
     assert not logits.requires_grad
     assert logits.is_inference()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -186,6 +209,6 @@ def test_no_gradient_is_built_and_nothing_of_the_model_changes(model: MRCModel) 
 
 def test_a_layer_without_prompts_is_refused(model: MRCModel) -> None:
     batch = _batch()
-    population = Population(model, batch, LENGTH, batch.mask)
+    forward = Population(model, batch, LENGTH, batch.mask)
     with pytest.raises(ConfigError, match="layers 0 to 0"):
-        population.begin(1, _prompts(1, 1))
+        forward.begin(1, _prompts(1, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -111,11 +111,17 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="JSONL file; standard output when absent.")
     ] = None,
     model: Model = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(
+            help="bf16 is quicker where the processor or card knows it; answers differ by rounding."
+        ),
+    ] = "fp32",
     json_: Json = False,
 ) -> None:
     """Answer texts or rows with an adapter."""
     from mp2.errors import ConfigError
-    from mp2.runtime import default_device, heavy_imports, write_whole
+    from mp2.runtime import autocast, default_device, heavy_imports, write_whole
 
     with heavy_imports():
         from mp2.model.checkpoint import load_base
@@ -129,7 +135,8 @@ def predict(
     rows: list[Any] = plain_rows(input_) if input_ is not None else list(texts or ())
     predictor = Predictor(load_base(model or _base_of(loaded), default_device()))
     predictor.add("task", loaded)
-    found = predictor.predict([("task", row) for row in rows])
+    with autocast(predictor.base.device, precision):
+        found = predictor.predict([("task", row) for row in rows])
     lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in found]
     if output is not None:
         write_whole(output, "\n".join(lines) + "\n")

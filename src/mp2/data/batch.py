@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mp2.data.encode import Encoded, Window
 
+CPU_START = 64  # what a forward costs on a processor before its first token, in tokens
+
 
 @dataclass(frozen=True, slots=True)
 class MRCBatch:
@@ -127,19 +129,43 @@ def row_tokens(row: Encoded) -> int:
     return len(row.windows) * max(len(window.ids) for window in row.windows)
 
 
-def length_batches(lengths: Sequence[int], *, tokens: int, rows: int = 1 << 30) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int], *, tokens: int, rows: int = 1 << 30, start: int = 0
+) -> Iterator[list[int]]:
     """Group indices by length so that little is padding; longest first, so memory peaks at once.
 
     Args:
         lengths: Tokens of each row.
         tokens: Padded tokens a batch may hold (a longer row gets a batch of its own).
         rows: Rows a batch may hold.
+        start: What starting a batch costs beside its tokens, in tokens. Batches are then cut where padding
+            and starts together cost least; with 0 each is filled as far as it goes.
     """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if start:
+        yield from _cheapest(order, [lengths[i] for i in order], tokens, rows, start)
+        return
     group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in order:
         if group and (len(group) + 1 > rows or (len(group) + 1) * lengths[group[0]] > tokens):
             yield group
             group = []
         group.append(index)
     if group:
         yield group
+
+
+def _cheapest(
+    order: Sequence[int], lengths: Sequence[int], tokens: int, rows: int, start: int
+) -> Iterator[list[int]]:
+    """``order`` in pieces; lengths fall. The least cost of the rows from each place on, found backwards."""
+    cost, piece = [0] * (len(order) + 1), [0] * len(order)
+    for first in range(len(order) - 1, -1, -1):
+        most = min(rows, len(order) - first, max(1, tokens // max(1, lengths[first])))
+        cost[first], piece[first] = min(
+            (start + count * lengths[first] + cost[first + count], count) for count in range(1, most + 1)
+        )
+    first = 0
+    while first < len(order):
+        yield list(order[first : first + piece[first]])
+        first += piece[first]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens
+from mp2.data.batch import CPU_START, MRCBatch, collate, length_batches, row_tokens
 from mp2.data.encode import Encoded
 from mp2.model.bank import Injection
 from mp2.model.mrc import Heads, MRCModel
@@ -18,7 +18,7 @@ from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 
 EVAL_TOKENS = 8192
-CPU_TOKENS = 2048  # a processor gains nothing from large batches; small ones hold less padding
+CPU_TOKENS = 2048  # a processor gains nothing from large batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,9 @@ def answer_rows(
     device = next(model.parameters()).device
     chosen = [which] * len(rows) if isinstance(which, int) else list(which)
     answers: list[Answer | None] = [None] * len(rows)
-    for group in _groups(rows, tokens or (CPU_TOKENS if device.type == "cpu" else EVAL_TOKENS)):
+    on_cpu = device.type == "cpu"
+    budget = tokens or (CPU_TOKENS if on_cpu else EVAL_TOKENS)
+    for group in _groups(rows, budget, CPU_START if on_cpu else 0):
         used = sorted({chosen[i] for i in group})
         place = {index: n for n, index in enumerate(used)}
         batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)
@@ -97,11 +99,11 @@ def answer_rows(
     return [answer for answer in answers if answer is not None]
 
 
-def _groups(rows: Sequence[Encoded], tokens: int) -> Iterator[list[int]]:
+def _groups(rows: Sequence[Encoded], tokens: int, start: int) -> Iterator[list[int]]:
     """Batches of rows by length; rows with options apart, since few of their tokens have to be read."""
     for kind in (True, False):
         members = [i for i, row in enumerate(rows) if (row.n_options > 0) is kind]
-        for group in length_batches([row_tokens(rows[i]) for i in members], tokens=tokens):
+        for group in length_batches([row_tokens(rows[i]) for i in members], tokens=tokens, start=start):
             yield [members[i] for i in group]
 
 
@@ -115,7 +117,7 @@ def read_answers(
 ) -> list[Answer]:
     """Answers of one batch from its ``(B, T, 2)`` logits; rows, contexts and options in the batch's order."""
     scored = option_log_probs(logits, batch, score) if len(batch.options) else []
-    spans = best_spans(logits, batch) if bool((batch.context >= 0).any()) else []
+    spans = best_spans(logits, batch) if any(not row.n_options for row in rows) else []
     answers: list[Answer] = []
     first = 0
     for place, row in enumerate(rows):

@@ -8,14 +8,12 @@ encoder. The prompt travels as a keyword argument of the layer call, so nothing 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 NAME = "mp2_prefix"
@@ -40,6 +38,13 @@ def project(module: Any, prompts: Tensor) -> Tensor:
     both = torch.stack([module.key(prompts), module.value(prompts)], dim=-3)
     heads: Tensor = both.reshape(*both.shape[:-1], -1, module.attention_head_size)
     return heads.transpose(-3, -2)
+
+
+def per_window(prefix: Prefix, windows: Tensor) -> Tensor:
+    """Keys and values of a projected prefix for each of B windows, ``(B, 2, heads, P, head size)``."""
+    if prefix.rows is not None:
+        return prefix.prompts[prefix.rows]
+    return prefix.prompts.expand(len(windows), -1, -1, -1, -1)  # len() fixes B in an exported graph
 
 
 def prefix_attention(
@@ -69,23 +74,34 @@ def prefix_attention(
         ``(B, Q, heads, head size)`` and None (no weights are kept).
     """
     if prefix is not None:
-        both = prefix.prompts if prefix.prompts.dim() == 5 else project(module, prefix.prompts)
-        both = both.expand(len(key), -1, -1, -1, -1) if prefix.rows is None else both[prefix.rows]
-        keys, values = both.unbind(1)
+        both = prefix if prefix.prompts.dim() == 5 else Prefix(project(module, prefix.prompts), prefix.rows)
+        keys, values = per_window(both, key).to(key.dtype).unbind(1)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-    with _kernel(query):
+    if _better_plain(query, key):
+        output = _plain(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5, dropout)
+    else:
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
     return output.transpose(1, 2), None
 
 
-def _kernel(query: Tensor) -> AbstractContextManager[None]:
-    """On a processor the backward pass of the fused kernel is slower than plain matrix products."""
-    if query.device.type == "cpu" and query.requires_grad:
-        plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-        return plain
-    return nullcontext()
+def _better_plain(query: Tensor, key: Tensor) -> bool:
+    """On a processor plain products beat the fused kernel's backward pass, and the whole of it in bf16."""
+    asked = query.requires_grad or key.requires_grad or query.dtype == torch.bfloat16
+    return query.device.type == "cpu" and asked
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    """Attention as it is written in papers. No query may be without any key (our rows have a first token)."""
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+        scores = scores.add_(bias if mask.dtype == torch.bool else mask)
+    shares = scores.softmax(dim=-1)
+    return (F.dropout(shares, dropout) if dropout else shares) @ value
 
 
 AttentionInterface.register(NAME, prefix_attention)

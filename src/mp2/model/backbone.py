@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from transformers.utils import logging as transformers_logging
 
 from mp2.errors import CheckpointError
+from mp2.model import frozen
 from mp2.model.attention import NAME, Prefix, prefix_attention, project
 from mp2.model.bank import Injection
 
@@ -192,45 +194,42 @@ class Backbone(nn.Module):
                     slots = hidden[:, 1 : 1 + prompts.length] + added
                     hidden = torch.cat([hidden[:, :1], slots, hidden[:, 1 + prompts.length :]], dim=1)
             if picks is not None and index == self.depth - 1:
-                if not self.sharded:  # its parts have weights only while the layer as a whole is called
-                    return self._picked(hidden, keys, picks, **extra)
-                return _at(self._call(index, hidden, keys, extra), picks)
+                return self._picked(hidden, keys, picks, extra)
             hidden = self._call(index, hidden, keys, extra)
         return hidden
 
-    def _picked(
-        self, hidden: Tensor, mask: Tensor | None, picks: Tensor, prefix: Prefix | None = None
-    ) -> Tensor:
+    def _picked(self, hidden: Tensor, mask: Tensor | None, picks: Tensor, extra: dict[str, Any]) -> Tensor:
         """The last layer for picked tokens: all tokens give keys and values, only these ask.
 
         The layer is Hugging Face's own; its parts are called one by one. States ``(B, W, H)``.
         """
         layer: Any = self.layers[-1]
+        if self.sharded:  # its parts have weights only while the layer as a whole is called
+            return frozen.at(self._call(self.depth - 1, hidden, mask, extra), picks)
+        if frozen.runs(layer):
+            return frozen.run(layer, hidden, mask, picks=picks, **extra)
         module = layer.attention.self
-        asking = _at(hidden, picks)
+        asking = frozen.at(hidden, picks)
         query, key, value = (
             part(states).unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2)
             for part, states in ((module.query, asking), (module.key, hidden), (module.value, hidden))
         )
         dropout = module.dropout.p if module.training else 0.0
-        attended, _ = prefix_attention(module, query, key, value, mask, dropout=dropout, prefix=prefix)
+        attended, _ = prefix_attention(module, query, key, value, mask, dropout=dropout, **extra)
         middle = layer.attention.output(attended.flatten(2), asking)
         output: Tensor = layer.output(layer.intermediate(middle), middle)
         return output
 
     def _call(self, index: int, hidden: Tensor, mask: Tensor | None, extra: dict[str, Any]) -> Tensor:
-        layer = self.layers[index]
+        layer: Any = self.layers[index]
+        if not self.sharded and frozen.runs(layer):
+            layer = partial(frozen.run, layer)
         if self.checkpointing and torch.is_grad_enabled():
             output = torch.utils.checkpoint.checkpoint(layer, hidden, mask, use_reentrant=False, **extra)
         else:
             output = layer(hidden, mask, **extra)
         states: Tensor = output[0] if isinstance(output, tuple) else output
         return states
-
-
-def _at(hidden: Tensor, picks: Tensor) -> Tensor:
-    """States ``(B, T, H)`` at picked tokens, ``(B, W, H)``."""
-    return hidden.gather(1, picks[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def load_tokenizer(path: Path | str) -> Any:

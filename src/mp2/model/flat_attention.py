@@ -1,7 +1,8 @@
-"""Attention over windows that lie end to end, for many candidates: three ways to the same numbers.
+"""Attention over windows that lie end to end, for many candidates: four ways to the same numbers.
 
-``attend`` is plain. ``merge`` adds a prompt to attention whose text part is known. ``absorb`` asks for few
-tokens without projecting keys and values of all the others. Decides nothing about which is used where
+``attend`` is plain. ``merge`` adds a prompt to attention whose text part is known; ``join`` is what the slots
+of a prompt see of themselves and of a text that all candidates share. ``absorb`` asks for few tokens without
+projecting keys and values of all the others. Decides nothing about which is used where
 (``mp2.model.population``). A module here is the self-attention of a Hugging Face BERT-like layer.
 """
 
@@ -13,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Edges = list[tuple[int, int]]
+from mp2.model.windows import Edges
 
 
 def heads(module: Any, projected: Tensor) -> Tensor:
     """``(..., tokens, H)`` to ``(..., heads, tokens, head size)``."""
-    return projected.view(*projected.shape[:-1], -1, module.attention_head_size).transpose(-2, -3)
+    size = module.attention_head_size
+    return projected.view(*projected.shape[:-1], projected.shape[-1] // size, size).transpose(-2, -3)
 
 
 def scale(module: Any) -> float:
@@ -42,11 +44,42 @@ def merge(module: Any, query: Tensor, own: Tensor, weight: Tensor, key: Tensor, 
     Returns:
         ``(N, s, H)``.
     """
-    scores = query @ key.transpose(-1, -2) * scale(module)
-    text = weight[None, ..., None].expand(len(key), -1, -1, 1)
-    shares = torch.cat([text, scores], dim=-1).softmax(dim=-1)
+    count, length = len(key), key.shape[2]
+    # one product for all candidates, (heads, s, N*P)
+    scores = query @ key.permute(1, 3, 0, 2).flatten(2) * scale(module)
+    each = scores.view(*scores.shape[:2], count, length).permute(2, 0, 1, 3)
+    text = weight[None, ..., None].expand(count, -1, -1, 1)
+    shares = torch.cat([text, each], dim=-1).softmax(dim=-1)
     merged = torch.addcmul(shares[..., 1:] @ value, shares[..., :1], own)
     return merged.transpose(1, 2).flatten(2)
+
+
+def join(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, text_key: Tensor, text_value: Tensor
+) -> Tensor:
+    """Attention of a prompt's slots to each other and to a text whose keys and values are shared.
+
+    Args:
+        module: The layer's self-attention.
+        query: ``(N, heads, P, size)`` of the slots; ``key`` and ``value`` alike.
+        key: See ``query``.
+        value: See ``query``.
+        text_key: ``(heads, T, size)``; ``text_value`` alike.
+        text_value: See ``text_key``.
+
+    Returns:
+        ``(N, P, H)``.
+    """
+    count, parts, length, size = query.shape
+    apart = (parts, count, length, -1)
+    # as one query of all candidates' slots, so that no text is copied
+    together = query.transpose(0, 1).reshape(parts, count * length, size)
+    far = (together @ text_key.transpose(-1, -2)).view(apart).transpose(0, 1)
+    scores = torch.cat([query @ key.transpose(-1, -2), far], dim=-1) * scale(module)
+    shares = scores.softmax(dim=-1)
+    text = shares[..., length:].transpose(0, 1).flatten(1, 2) @ text_value
+    seen = shares[..., :length] @ value + text.view(apart).transpose(0, 1)
+    return seen.transpose(1, 2).flatten(2)
 
 
 def attend(

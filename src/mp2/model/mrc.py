@@ -72,11 +72,13 @@ class MRCModel(nn.Module):
         hidden: Tensor = self.backbone(batch.ids, batch.mask, composed, picks=picks, full=batch.full)
         if isinstance(self.head, ProbeHead):
             return self.head.logits(hidden, batch)
-        if heads is not None:
-            weight, bias = heads
-            logits = torch.baddbmm(bias[rows][:, None], hidden, weight[rows].transpose(1, 2))
-        else:
-            logits = self.head(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # logits of bf16 would tie where none should
+            if heads is not None:
+                weight, bias = heads
+                hidden = hidden.to(weight.dtype)
+                logits = torch.baddbmm(bias[rows][:, None], hidden, weight[rows].transpose(1, 2))
+            else:
+                logits = self.head(hidden.to(self.head.weight.dtype))
         return _spread(logits, batch) if few else logits
 
 

@@ -13,7 +13,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,7 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.runtime import keep_freed_memory, rank_and_world, release_free_memory, whole_folder, write_json
+from mp2.runtime import (
+    autocast,
+    keep_freed_memory,
+    rank_and_world,
+    release_free_memory,
+    whole_folder,
+    write_json,
+)
 from mp2.training.progress import Progress
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -191,7 +197,7 @@ class Trainer:
         rows = tokens = 0
         total = torch.zeros((), device=next(iter(self.parameters.values())).device)
         for _ in range(self.config.accumulate):
-            with self._autocast():
+            with autocast(self.device, self.config.precision):
                 loss, count, seen = self.loss(next(self.source))
             if count:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -228,11 +234,6 @@ class Trainer:
             if self.folder is not None and not self.lazy:
                 release_free_memory()
         return bool(found[-1][3])
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
-        return nullcontext()
 
     def _reduce(self, rows: int, total: Tensor, tokens: int) -> Tensor:
         """Sum gradients and counts over processes: one all-reduce of one flat buffer.
