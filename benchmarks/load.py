@@ -12,13 +12,15 @@ import csv
 import json
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GRACE = 10.0  # seconds after its deadline when a request counts as hanging
+GRACE = 2.0  # seconds after its deadline when a request counts as hanging
+PAUSE = 1.0  # seconds that a refused client of a closed loop waits: the least that Retry-After says
 YIELD = 16  # requests sent in a row when behind, before answers are read
 
 
@@ -133,7 +135,7 @@ class Generator:
     async def run(self) -> dict[str, Any]:
         """Run the plan; returns its result."""
         loop = asyncio.get_running_loop()
-        begin = loop.time()
+        begin, cpu = loop.time(), time.process_time()
         if self.plan.rate:
             await self._open_loop(begin)
         else:
@@ -143,7 +145,7 @@ class Generator:
             await asyncio.sleep(0.02)
         for connection in [*self.idle]:
             connection.transport.close()
-        return self._result(begin)
+        return self._result(begin, time.process_time() - cpu)
 
     async def _open_loop(self, begin: float) -> None:
         loop, due, sent = asyncio.get_running_loop(), begin, 0
@@ -163,18 +165,19 @@ class Generator:
     async def _client(self, begin: float) -> None:
         loop = asyncio.get_running_loop()
         while loop.time() < begin + self.plan.seconds:
-            answered = asyncio.Event()
-            self._send(loop.time(), answered.set)
-            await answered.wait()
+            answered: asyncio.Future[int] = loop.create_future()
+            self._send(loop.time(), answered.set_result)
+            if await answered == 429:
+                await asyncio.sleep(PAUSE)
 
-    def _send(self, due: float, then: Callable[[], None] = lambda: None) -> None:
+    def _send(self, due: float, then: Callable[[int], None] = lambda status: None) -> None:
         loop = asyncio.get_running_loop()
         self.open += 1
 
         def done(status: int, head: bytes) -> None:
             self.open -= 1
             self.tally.count(status, head, loop.time() - due, loop.time())
-            then()
+            then(status)
 
         request = self._request()
         if self.idle:
@@ -203,11 +206,15 @@ class Generator:
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         ).encode() + body
 
-    def _result(self, begin: float) -> dict[str, Any]:
+    def _result(self, begin: float, cpu: float) -> dict[str, Any]:
         tally = self.tally
         seconds = max(tally.last - begin, self.plan.seconds)
+        sent = tally.statuses.total() + self.open
         return {
-            "sent": tally.statuses.total() + self.open,
+            "sent": sent,
+            "seconds": round(seconds, 2),
+            "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+            "load_cpu_ms": round(1000 * cpu / max(1, sent), 3),
             "ok": len(tally.answered),
             "offered": round(self.plan.rate, 1),
             "answered": round(len(tally.answered) / seconds, 1),

@@ -115,6 +115,56 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_computation() -> None:
     assert machine.batches == [["a"]]
 
 
+def test_a_machine_that_becomes_slower_refuses_what_it_cannot_do_in_time_and_is_late_with_nothing() -> None:
+    machine = Machine(0.02)
+
+    async def scene() -> None:
+        batcher = Batcher(machine, rows=1)
+        batcher.start()
+        await batcher.submit([("t", "a")], 5)
+        loop = asyncio.get_running_loop()
+
+        async def one() -> str:
+            begin = loop.time()
+            try:
+                await batcher.submit([("t", "b")], 1.5)
+            except BusyError as error:
+                assert error.retry_after >= 1 and loop.time() - begin < 1.5
+                return "refused"
+            assert loop.time() - begin < 1.55
+            return "answered"
+
+        waiting = [asyncio.create_task(one()) for _ in range(20)]  # 0.4 s of work: all are let in
+        await asyncio.sleep(0.01)
+        assert batcher.queued == 19
+        machine.seconds = 0.2
+        found = await asyncio.gather(*waiting)  # a LateError would fail here
+        assert found.count("answered") >= 2 and found.count("refused") >= 10
+        assert batcher.queued == 0 and batcher.wait < 0.1
+        await batcher.close()
+
+    run(scene)
+
+
+def test_who_finds_the_machine_idle_is_tried_but_promised_nothing_that_cannot_be_kept() -> None:
+    machine = Machine(0.1)
+
+    async def scene() -> None:
+        batcher = Batcher(machine)
+        batcher.start()
+        await batcher.submit([("t", "a")], 5)
+        with pytest.raises(BusyError, match=r"the deadline is 0\.1 s"):
+            await batcher.submit([("t", "b")], 0.05)
+        await asyncio.sleep(0.1)
+        machine.seconds = 0.0
+        for text in "cd":  # the machine is faster now, which only a try can tell
+            assert texts(await batcher.submit([("t", text)], 0.08)) == [text]
+            await asyncio.sleep(0.1)
+        await batcher.close()
+
+    run(scene)
+
+
 def test_a_bug_hits_its_own_row_only() -> None:
     async def scene() -> None:
         machine = Machine(0.02)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mp2.errors import CheckpointError, Mp2Error, TaskError
 from mp2.model.checkpoint import Base
 from mp2.serving.predictor import Prediction, Predictor
+from mp2.tuning.adapter import compose
 from tests.serving.kit import PAIRS, REVIEWS, ROWS, TARGETS, adapter, folder
 
 KINDS = ("router", "prompts", "shallow", "head", "backbone")
@@ -41,6 +43,26 @@ def test_a_mixed_batch_answers_each_row_as_its_task_alone_does(base: Base) -> No
     assert len(answers) > len(rows) // 2  # the adapters do differ
 
 
+@pytest.mark.parametrize("kind", ["router", "shallow"])
+def test_prompts_mixed_in_the_batch_are_the_composed_ones(base: Base, kind: str) -> None:
+    """Router rows of many tasks, mixed in one product, against each task's prompts composed by itself."""
+    mixed, composed, rows = Predictor(base), Predictor(base), []
+    for number in range(5):
+        made = adapter(base, REVIEWS, number, kind)
+        mixed.add(f"t{number}", made)
+        prompts = compose(made, base).prompts
+        assert prompts is not None
+        composed.add(f"t{number}", replace(made, tensors={"prompts": prompts}))
+        rows += [(f"t{number}", text) for text in ROWS["classification"]]
+    expected = composed.predict(rows)
+    for one, other in zip(mixed.predict(rows), expected, strict=True):
+        close(one, other)
+    assert mixed.held.bytes < composed.held.bytes  # a task of weights keeps no prompts
+    mixed.add("own", adapter(base, REVIEWS, 9, "prompts"))  # its prompts are projected, not mixed
+    for one, other in zip(mixed.predict([("own", "好"), *rows])[1:], expected, strict=True):
+        close(one, other)
+
+
 def test_a_small_token_budget_changes_no_answer(base: Base, tmp_path: Path) -> None:
     folder(base, tmp_path)
     rows = [("reviews", row) for row in ROWS["classification"]] + [("targets", r) for r in ROWS["extraction"]]
@@ -60,7 +82,7 @@ def test_the_least_recently_used_adapter_leaves_when_memory_is_short(base: Base)
     before = predictor.predict([(f"t{n}", "味道很好") for n in range(6)])
     assert predictor.held.adapters == 3 and predictor.held.bytes == 3 * one
     predictor.predict([("t3", "好"), ("t0", "好")])  # t3 stays because it was asked for
-    assert set(predictor._ready) == {"t5", "t3", "t0"}
+    assert set(predictor._held) == {"t5", "t3", "t0"}
     for number, old in enumerate(before):
         close(old, predictor.predict([(f"t{number}", "味道很好")])[0])
     predictor.remove("t5")
@@ -141,6 +163,15 @@ def test_a_row_that_does_not_fit_leaves_the_others_their_answers(base: Base, tmp
     assert [type(item) for item in found] == [Prediction, TaskError, TaskError, Prediction, CheckpointError]
     with pytest.raises(TaskError, match="row 2"):
         predictor.predict([("reviews", "好"), ("reviews", {"wrong": "好"})])
+
+
+def test_an_empty_text_has_no_answer(base: Base) -> None:
+    predictor = Predictor(base)
+    predictor.add("targets", adapter(base, TARGETS, 1))
+    predictor.add("reviews", adapter(base, REVIEWS, 2))
+    for rows in ([("targets", "")], [("targets", ""), ("targets", "上海的店"), ("reviews", "")]):
+        found = predictor.predict(rows)
+        assert (found[0].answer.text, found[0].answer.span, found[0].answer.probability) == ("", None, 0.0)
 
 
 def test_options_that_leave_no_room_fail_alone(base: Base) -> None:

@@ -2,7 +2,8 @@
 
 While a batch is computed the next one gathers, so batches grow with the load and a lone request waits for
 nobody. Decides who gets in: a request that would not be done by its deadline is refused at once, by the
-speed measured so far. Knows nothing of HTTP, tasks or models.
+speed measured so far. Where the machine has become slower since, whoever can't be in time any more is refused
+before its deadline, not answered after it. Knows nothing of HTTP, tasks or models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from mp2.errors import Mp2Error
 from mp2.serving.predictor import Prediction, Row
@@ -22,7 +24,9 @@ from mp2.serving.speed import Speed
 
 Outcome = Prediction | Mp2Error
 Answer = Callable[[Sequence[Row]], Sequence[Outcome]]
-MARGIN = 1.5  # the estimate of a wait is multiplied by this: a promise to be early, not just in time
+MARGIN = 2.0  # who asks is let in if so many times the estimated work fits the deadline
+HURRY = 1.25  # who waits stays if so many times the estimated batch does: less, so that few have to go
+SLICE = 0.25  # seconds after which a batch takes no more rows: between batches promises are looked at again
 ROW_COST = 32  # characters that a row costs beside its text: template, options, overhead
 
 
@@ -40,10 +44,11 @@ class LateError(Exception):
 
 @dataclass(slots=True)
 class _Request:
-    """Rows of one caller; ``missing`` of them have no outcome yet."""
+    """Rows of one caller; ``missing`` of them have no outcome yet. ``first`` found the machine idle."""
 
     rows: Sequence[Row]
     deadline: float
+    first: bool
     future: asyncio.Future[None]
     outcomes: list[Outcome | None] = field(default_factory=list)
     missing: int = 0
@@ -111,20 +116,27 @@ class Batcher:
         costs = [row_cost(row) for row in rows]
         if len(self._queue) + len(rows) > self._limit:
             raise BusyError(f"{len(self._queue)} rows are waiting, the most is {self._limit}", self.wait)
-        estimate = self._estimate(len(self._queue) + len(rows), sum(costs)) * MARGIN
-        if self._cost and estimate > seconds:  # who finds the machine idle is never sent away
-            raise BusyError(
-                f"{estimate:.1f} s of work are waiting, the deadline is {seconds:.1f} s", self.wait
-            )
+        estimate = self._promised(self._estimate(len(self._queue) + len(rows), sum(costs)), MARGIN)
+        first = not self._cost  # who finds the machine idle is tried at least: so a wrong estimate is mended
+        # made where it is raised: an error that its frame keeps is garbage until the next full collection
+        busy = partial(BusyError, f"the work would take {estimate:.1f} s, the deadline is {seconds:.1f} s")
+        if estimate > seconds and not first:
+            raise busy(self.wait)
         loop = asyncio.get_running_loop()
-        request = _Request(rows, loop.time() + seconds, loop.create_future(), [None] * len(rows), len(rows))
+        end, future = loop.time() + seconds, loop.create_future()
+        request = _Request(rows, end, first, future, [None] * len(rows), len(rows))
         self._queue.extend(_Queued(request, index, cost) for index, cost in enumerate(costs))
         self._cost += sum(costs)
         self._wake.set()
+        late: Callable[[], Exception] = partial(LateError, f"no answer within {seconds:.1f} s")
+        if estimate > seconds:
+            late = partial(busy, self.wait)
+        timer = loop.call_at(end, _expire, future, late)
         try:
-            await asyncio.wait_for(request.future, seconds)
-        except TimeoutError:
-            raise LateError(f"no answer within {seconds:.1f} s") from None
+            await future
+        finally:
+            timer.cancel()
+            future.cancel()  # nothing where it is done; else the caller has gone
         return [outcome for outcome in request.outcomes if outcome is not None]
 
     def refuse(self) -> None:
@@ -160,15 +172,29 @@ class Batcher:
         """Seconds until ``rows`` rows are done that wait or will, beside those being computed."""
         return self.speed.seconds(self._cost + more, max(1, math.ceil(rows / self._rows)))
 
+    def _promised(self, estimate: float, margin: float) -> float:
+        """Seconds that may be promised for work that is estimated to take some."""
+        return estimate * margin + self.speed.stall
+
     def _take(self) -> list[_Queued]:
-        """The next rows in order of arrival, without those whose caller has gone."""
+        """The next rows in order of arrival that will be in time; who can't be any more is refused."""
         batch: list[_Queued] = []
+        now, cost, tightest = asyncio.get_running_loop().time(), 0, math.inf
         while self._queue and len(batch) < self._rows:
-            queued = self._queue.popleft()
-            if queued.request.future.done():
+            queued = self._queue[0]
+            request, seconds = queued.request, self.speed.seconds(cost + queued.cost)
+            done = now + self._promised(seconds, HURRY)
+            if batch and (seconds > SLICE or done > tightest):
+                break
+            self._queue.popleft()
+            if done > request.deadline and not request.first and not request.future.done():
+                request.future.set_exception(BusyError("the machine has become slower", self.wait))
+            if request.future.done():
                 self._cost -= queued.cost
-            else:
-                batch.append(queued)
+                continue
+            batch.append(queued)
+            cost += queued.cost
+            tightest = min(tightest, math.inf if request.first else request.deadline)
         return batch
 
     def _compute(self, batch: Sequence[_Queued]) -> Sequence[Outcome | Exception]:
@@ -195,6 +221,11 @@ def row_cost(row: Row) -> int:
     if isinstance(values, str):
         return ROW_COST + len(values)
     return ROW_COST + sum(len(value) for value in values.values() if isinstance(value, (str, list)))
+
+
+def _expire(future: asyncio.Future[None], error: Callable[[], Exception]) -> None:
+    if not future.done():
+        future.set_exception(error())
 
 
 def _deliver(queued: _Queued, outcome: Outcome | Exception) -> None:

@@ -22,6 +22,7 @@ from mp2.serving.meters import Meters
 
 LOG = logging.getLogger("mp2.serving")
 FACTS = "mp2.facts"  # key in the ASGI scope: what handlers add to the log line
+BEGAN = "mp2.began"  # key in the ASGI scope: when the request came, on the clock of the event loop
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -53,7 +54,8 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, id_, status = time.perf_counter(), secrets.token_hex(6), 0
+        begin, id_, status = time.monotonic(), secrets.token_hex(6), 0
+        scope[BEGAN] = begin
         facts: dict[str, Any] = scope.setdefault(FACTS, {})
 
         async def guarded_send(message: Message) -> None:
@@ -78,7 +80,7 @@ class Edge:
                 }
                 await JSONResponse({"error": problem}, 500)(scope, receive, guarded_send)
         finally:
-            seconds = time.perf_counter() - begin
+            seconds = time.monotonic() - begin
             route = getattr(scope.get("route"), "path", "other")
             self.meters.requests.labels(route, str(status)).inc()
             self.meters.seconds.labels(route).observe(seconds)

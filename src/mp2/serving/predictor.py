@@ -1,4 +1,4 @@
-"""Many tasks on one encoder: adapters loaded on demand, composed once, answered in mixed batches.
+"""Many tasks on one encoder: adapters loaded on demand, answered in mixed batches.
 
 Decides which rows share a forward and how long an adapter stays in memory. Knows nothing of requests,
 queues or HTTP. A row's failure is its own: an adapter that is damaged, or a row that does not fit its
@@ -15,22 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mp2.data.batch import length_batches, row_tokens
 from mp2.data.encode import Encoded, Encoder
 from mp2.errors import CheckpointError, Mp2Error, TaskError, nearest
 from mp2.model.answers import EVAL_TOKENS, Answer, answer_rows
 from mp2.model.checkpoint import Base, load_base
-from mp2.model.mrc import Heads, MRCModel, SpanHead
+from mp2.model.mrc import MRCModel
+from mp2.serving.ready import Mixer, Ready, heads_of, make_ready, prompts_of, read_adapter
 from mp2.serving.store import Store
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
-from mp2.tuning.adapter import Adapter, Composed, compose, load_adapter
+from mp2.tuning.adapter import Adapter, Composed
 
 Row = tuple[str, Mapping[str, Any] | str]
 MEMORY = 1 << 30
+CPU_TOKENS = 1024  # of a forward on a processor: what lies in its second-level cache
 WARM_UP = "今天的天气很好，我们一起去公园走走吧。" * 3
 
 
@@ -72,22 +71,12 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """A composed adapter; ``version`` says of which state of its source."""
-
-    task: TaskSpec
-    composed: Composed
-    version: object
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Item:
     """A row on its way: its place in the call, its adapter, its text and its token ids."""
 
     place: int
     name: str
-    ready: _Ready
+    ready: Ready
     example: MRCExample
     row: Encoded
 
@@ -101,7 +90,7 @@ class Predictor:
         base: The frozen encoder; the shipped one when None.
         folder: Adapters by name, found when first asked for; a replaced one is noticed.
         memory: Bytes of composed adapters to keep; the least recently used go first.
-        tokens: Padded tokens a forward may hold.
+        tokens: Padded tokens a forward may hold; what suits the device when None.
     """
 
     def __init__(
@@ -110,14 +99,16 @@ class Predictor:
         *,
         folder: Path | Store | None = None,
         memory: int = MEMORY,
-        tokens: int = EVAL_TOKENS,
+        tokens: int | None = None,
     ) -> None:
         self.base = base if isinstance(base, Base) else load_base(base)
-        self.memory, self.tokens = memory, tokens
+        self.memory = memory
+        self.tokens = tokens or (CPU_TOKENS if self.base.device == "cpu" else EVAL_TOKENS)
         self._store = Store(folder) if isinstance(folder, Path) else folder
         self._sources: dict[str, Adapter | Path] = {}
-        self._ready: OrderedDict[str, _Ready] = OrderedDict()
+        self._held: OrderedDict[str, tuple[object, Ready]] = OrderedDict()  # beside the version it came from
         self._bytes = 0
+        self._mixers: dict[str, Mixer] = {}
         self._encoders: dict[int, Encoder] = {}
         self._lock = threading.Lock()
 
@@ -144,7 +135,7 @@ class Predictor:
     def held(self) -> Held:
         """Composed adapters in memory."""
         with self._lock:
-            return Held(len(self._ready), self._bytes)
+            return Held(len(self._held), self._bytes)
 
     def task(self, name: str) -> TaskSpec:
         """The task behind a name.
@@ -171,7 +162,10 @@ class Predictor:
     def answer(self, rows: Sequence[Row]) -> list[Prediction | Mp2Error]:
         """Answer ``(task, row)`` pairs; in place of an answer, the reason why there is none."""
         results: list[Prediction | Mp2Error | None] = [None] * len(rows)
-        for group in _compatible(self._items(rows, results)):
+        groups: dict[tuple[Any, ...], list[_Item]] = {}
+        for item in self._items(rows, results):
+            groups.setdefault(item.ready.kind, []).append(item)
+        for group in groups.values():
             lengths = [row_tokens(item.row) for item in group]
             for chosen in length_batches(lengths, tokens=self.tokens):
                 batch = [group[i] for i in chosen]
@@ -182,7 +176,7 @@ class Predictor:
     def warm_up(self, rows: int) -> float:
         """Answer a batch of invented rows, which nobody waits for; returns the seconds it took."""
         task = TaskSpec(name="warm-up", family="classification", labels=("甲", "乙"))
-        ready = _Ready(task, Composed(None, self.base.head, self.base.backbone, "prefix"), None, 0)
+        ready = Ready(task, Composed(None, self.base.head, self.base.backbone, "prefix"))
         begin = time.perf_counter()
         example = render(task, {"text": WARM_UP}, labelled=False)
         for chosen in length_batches([len(WARM_UP)] * rows, tokens=self.tokens):
@@ -192,8 +186,8 @@ class Predictor:
 
     def _items(self, rows: Sequence[Row], results: list[Prediction | Mp2Error | None]) -> list[_Item]:
         """Load, render and encode; rows that cannot be get their error instead."""
-        known: dict[str, _Ready | Mp2Error] = {}
-        rendered: dict[int, list[tuple[int, MRCExample, _Ready]]] = {}
+        known: dict[str, Ready | Mp2Error] = {}
+        rendered: dict[int, list[tuple[int, MRCExample, Ready]]] = {}
         for place, (name, row) in enumerate(rows):
             if name not in known:
                 known[name] = self._try(name)
@@ -205,7 +199,7 @@ class Predictor:
                 example = render(
                     ready.task, _as_row(ready.task, row), where=f"row {place + 1}", labelled=False
                 )
-                rendered.setdefault(_reserve(ready.composed), []).append((place, example, ready))
+                rendered.setdefault(ready.reserve, []).append((place, example, ready))
             except TaskError as error:
                 results[place] = error
         items: list[_Item] = []
@@ -230,53 +224,50 @@ class Predictor:
         return [self._encode(reserve, [example])[0] for example in examples]
 
     def _forward(self, items: Sequence[_Item]) -> list[Answer]:
-        """One forward: rows of one encoder, injection and prompt shape; prompts and heads may differ."""
-        distinct = {id(item.ready.composed): item.ready.composed for item in items}
-        every = list(distinct.values())
-        prompts = [composed.prompts for composed in every if composed.prompts is not None]
-        place = {key: index for index, key in enumerate(distinct)}
+        """One forward: rows of tasks of one kind; prompts and heads may differ."""
+        place: dict[int, int] = {}
+        which = [place.setdefault(id(item.ready), len(place)) for item in items]
+        tasks = list({id(item.ready): item.ready for item in items}.values())
         return answer_rows(
-            MRCModel(every[0].backbone, every[0].head),
+            MRCModel(tasks[0].composed.backbone, tasks[0].composed.head),
             [item.row for item in items],
             [item.example.context for item in items],
             [item.example.options for item in items],
-            torch.stack(prompts) if prompts else None,
-            [place[id(item.ready.composed)] for item in items],
-            injection=every[0].injection,
-            heads=_heads(every),
+            prompts_of(tasks, self._mixers, self.base),
+            which,
+            injection=tasks[0].composed.injection,
+            heads=heads_of(tasks),
             tokens=self.tokens,
         )
 
-    def _try(self, name: str) -> _Ready | Mp2Error:
+    def _try(self, name: str) -> Ready | Mp2Error:
         try:
             return self._get(name)
         except Mp2Error as error:
             return error
 
-    def _get(self, name: str) -> _Ready:
+    def _get(self, name: str) -> Ready:
         source = self._sources.get(name) or (self._store.find(name) if self._store else None)
         if source is None:
             raise CheckpointError(f"no task {name!r}; {nearest(name, self.tasks)}")
         version = _version(source)  # taken before reading: what is replaced meanwhile is read again next time
         with self._lock:
-            ready = self._ready.get(name)
-            if ready is not None and _same(ready.version, version):
-                self._ready.move_to_end(name)
-                return ready
-        adapter = source if isinstance(source, Adapter) else _load(name, source)
-        composed = _compose(name, adapter, self.base)
-        ready = _Ready(adapter.task, composed, version, _bytes(composed, self.base))
+            if name in self._held and _same(self._held[name][0], version):
+                self._held.move_to_end(name)
+                return self._held[name][1]
+        adapter = source if isinstance(source, Adapter) else read_adapter(name, source)
+        ready = make_ready(name, adapter, self.base)
         with self._lock:
             self._drop(name)
-            self._ready[name] = ready
+            self._held[name] = version, ready
             self._bytes += ready.bytes
-            while self._bytes > self.memory and len(self._ready) > 1:
-                self._drop(next(iter(self._ready)))
+            while self._bytes > self.memory and len(self._held) > 1:
+                self._drop(next(iter(self._held)))
         return ready
 
     def _drop(self, name: str) -> None:
-        dropped = self._ready.pop(name, None)
-        self._bytes -= dropped.bytes if dropped else 0
+        dropped = self._held.pop(name, None)
+        self._bytes -= dropped[1].bytes if dropped else 0
 
 
 def _version(source: Adapter | Path) -> object:
@@ -294,62 +285,6 @@ def _same(old: object, new: object) -> bool:
     return old is new or (isinstance(old, tuple) and old == new)
 
 
-def _load(name: str, folder: Path) -> Adapter:
-    """Read an adapter folder; whatever is wrong with it becomes a CheckpointError that names no path."""
-    try:
-        return load_adapter(folder)
-    except Mp2Error as error:
-        raise CheckpointError(f"task {name!r}: {error}".replace(f"{folder}", name)) from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"task {name!r}: not an adapter this version can read: {error}") from error
-
-
-def _compose(name: str, adapter: Adapter, base: Base) -> Composed:
-    """Compose, and check what a forward would trip over in the middle of other tasks' rows."""
-    for key, value in adapter.tensors.items():
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise CheckpointError(f"task {name!r}: damaged: {key} holds values that are no finite numbers")
-    try:
-        composed = compose(adapter, base)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"task {name!r}: not an adapter this version can read: {error}") from error
-    backbone, prompts = composed.backbone, composed.prompts
-    if composed.injection not in ("prefix", "add"):
-        raise CheckpointError(f"task {name!r}: unknown injection {composed.injection!r}; valid: prefix, add")
-    if prompts is not None:
-        shape = tuple(prompts.shape)
-        if len(shape) != 3 or shape[0] not in (1, backbone.depth) or shape[2] != backbone.hidden_size:
-            expected = f"({backbone.depth} or 1, P, {backbone.hidden_size})"
-            raise CheckpointError(f"task {name!r}: prompts: expected {expected}, got {shape}")
-    rows = 2 if isinstance(composed.head, SpanHead) else len(adapter.task.labels)
-    if tuple(composed.head.weight.shape) != (rows, backbone.hidden_size):
-        got = tuple(composed.head.weight.shape)
-        raise CheckpointError(f"task {name!r}: head: expected ({rows}, {backbone.hidden_size}), got {got}")
-    return composed
-
-
-def _reserve(composed: Composed) -> int:
-    """Positions that the prompt takes from the text."""
-    return composed.prompts.shape[1] if composed.prompts is not None and composed.injection == "add" else 0
-
-
-def _bytes(composed: Composed, base: Base) -> int:
-    """Memory that only this adapter needs."""
-    tensors: list[Tensor] = [composed.prompts] if composed.prompts is not None else []
-    tensors += composed.head.parameters()
-    if composed.backbone is not base.backbone:
-        tensors += composed.backbone.parameters()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _heads(composed: Sequence[Composed]) -> Heads | None:
-    """Span heads of several tasks, or None where they share a head."""
-    heads = [item.head for item in composed]
-    if len({id(head) for head in heads}) == 1:
-        return None
-    return torch.stack([head.weight for head in heads]), torch.stack([head.bias for head in heads])
-
-
 def _as_row(task: TaskSpec, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
     if not isinstance(row, str):
         return row
@@ -357,16 +292,3 @@ def _as_row(task: TaskSpec, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
         columns = ", ".join(task.column(field) for field in task.template_fields)
         raise TaskError(f"task {task.name!r} reads several columns ({columns}); give a row, not a text")
     return {task.column(task.template_fields[0]): row}
-
-
-def _compatible(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Group rows that one forward can answer: same encoder, injection, prompt shape and kind of head."""
-    groups: dict[tuple[Any, ...], list[_Item]] = {}
-    for item in items:
-        composed = item.ready.composed
-        shape = None if composed.prompts is None else tuple(composed.prompts.shape)
-        head = (
-            None if isinstance(composed.head, SpanHead) else id(composed.head)
-        )  # classifiers cannot be mixed
-        groups.setdefault((id(composed.backbone), composed.injection, shape, head), []).append(item)
-    return list(groups.values())

@@ -14,6 +14,7 @@ from mp2.serving.meters import Meters
 from mp2.serving.predictor import MEMORY, WARM_UP, Predictor, Row
 from mp2.serving.store import Store
 
+WARM_UP_ROWS = 16
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -84,8 +85,11 @@ class Service:
             on_batch=self.meters.batch,
         )
         self.predictor.warm_up(1)
-        for rows in (1, settings.batch_rows):
-            self.batcher.speed.learn(rows * row_cost(("", WARM_UP)), self.predictor.warm_up(rows))
+        small, large = (
+            (rows * row_cost(("", WARM_UP)), min(self.predictor.warm_up(rows) for _ in range(3)))
+            for rows in (1, WARM_UP_ROWS)
+        )
+        self.batcher.speed.measure(small, large)
         self.jobs = Jobs(self.store, settings.base, settings.quota)
         self.batcher.start()
         self.jobs.start()

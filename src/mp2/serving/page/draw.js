@@ -33,7 +33,8 @@ function shape(tag, attributes, text) {
 }
 
 const HEIGHT = 300, LEFT = 48, RIGHT = 56, TOP = 50, BOTTOM = 30;
-const PHONE = 544, NARROW = 360, WIDE = 720;  // narrow screens get a narrow picture, so that its text stays legible
+export const PHONE = 544;  // pixels, as in the style sheet
+const NARROW = 360, WIDE = 720;  // narrow screens get a narrow picture, so that its text stays legible
 
 // Scores and losses over the steps of all stages, one shaded field per stage.
 export function curve(records) {

@@ -1,6 +1,7 @@
 // The page: two halves, making a task and using one.
 
 import { getJson, key } from "/page/api.js";
+import { PHONE } from "/page/draw.js";
 import { setUpMaking } from "/page/making.js";
 import { setUpUsing } from "/page/using.js";
 import { say, show, speak } from "/page/words.js";
@@ -34,6 +35,7 @@ async function begin() {
   at("make").hidden = !about.tune;
   at("delete").hidden = !about.tune;
   at("language").addEventListener("click", () => { speak(); making.redraw(); using.redraw(); });
+  matchMedia(`(width < ${PHONE}px)`).addEventListener("change", making.redraw);
   const open = async () => { await using.open(); await attempt(at("adapt"), making.rejoin); };
   at("key").addEventListener("change", () => { key.set(at("key").value); attempt(null, open); });
   document.title = `mp2 · ${say("tagline")}`;

@@ -119,6 +119,7 @@ function drawResult(result) {
   const parts = [score];
   if (held.low !== null) parts.push(make("p", say("interval", percent(held.low), percent(held.high), held.count), "hint"));
   const details = make("details");
+  details.open = box.querySelector("details")?.open ?? false;
   details.append(make("summary", say("mistakes")), heldRows(held.rows, state.report?.preview));
   box.replaceChildren(...parts, details);
 }

@@ -28,7 +28,7 @@ const WORDS = {
     noTasks: "There are no tasks yet. Make one above.", answer: "Answer", shortcut: "or Ctrl + Enter", options: "Options, one per line",
     noAnswer: "(no answer)", about: "About this task", router: "Router", routerHint: "How much of each prompt (column) each layer (row) takes; every row adds up to 1.",
     layer: (n) => `layer ${n}`, resembles: "Known tasks it resembles", resemblesHint: "Cosine of the routers, from −1 to 1, after what all tasks share is taken away.",
-    facts: { family: "Kind", labels: "Labels", method: "Method", shots: "Learned from", dev: "Choosing rows", held: "Held-back rows", tuned: "Tuned numbers", seconds: "Seconds", bytes: "Size" },
+    facts: { family: "Kind", labels: "Labels", method: "Method", shots: "Learned from", dev: "Score, choosing rows", held: "Score, held-back rows", tuned: "Tuned numbers", seconds: "Seconds", bytes: "Size" },
     rows: (n) => `${n} rows`, ofRows: (v, n) => `${v} (${n} rows)`, nameHint: "a–z, 0–9, . _ -", replace: (n) => `Task ${n} exists. Replace it?`,
   },
   zh: {
@@ -58,7 +58,7 @@ const WORDS = {
     noTasks: "还没有任务，请先在上面新建。", answer: "回答", shortcut: "或按 Ctrl + Enter", options: "选项，每行一个",
     noAnswer: "（没有答案）", about: "任务说明", router: "路由器", routerHint: "每一层（行）取用每个提示（列）的比例，每行之和为 1。",
     layer: (n) => `第 ${n} 层`, resembles: "最相似的已知任务", resemblesHint: "去掉所有任务共有的部分后，路由器之间的余弦，从 −1 到 1。",
-    facts: { family: "类型", labels: "标签", method: "方法", shots: "学习行数", dev: "挑选行", held: "留出行", tuned: "调节的参数", seconds: "用时（秒）", bytes: "大小" },
+    facts: { family: "类型", labels: "标签", method: "方法", shots: "学习行数", dev: "挑选行得分", held: "留出行得分", tuned: "调节的参数", seconds: "用时（秒）", bytes: "大小" },
     rows: (n) => `${n} 行`, ofRows: (v, n) => `${v}（${n} 行）`, nameHint: "a–z, 0–9, . _ -", replace: (n) => `任务 ${n} 已存在，要替换吗？`,
   },
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mp2.errors import CheckpointError, Mp2Error
 from mp2.serving.batcher import Outcome
-from mp2.serving.edge import FACTS
+from mp2.serving.edge import BEGAN, FACTS
 from mp2.serving.problem import ProblemError
 from mp2.serving.routes.access import Caller, ServiceOf, refusals
 from mp2.serving.schemas import MixedBody, PredictBody, PredictResponse
@@ -28,7 +29,7 @@ async def predict(
         raise unknown(task)
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     request.scope[FACTS].update(task=task, rows=len(inputs))
-    outcomes = await service.answer([(task, item) for item in inputs], body.timeout_ms / 1000)
+    outcomes = await service.answer([(task, item) for item in inputs], _left(request, body.timeout_ms))
     problems = [
         (index, _problem(service, task, outcome))
         for index, outcome in enumerate(outcomes)
@@ -46,7 +47,7 @@ async def predict_mixed(body: MixedBody, request: Request, service: ServiceOf, k
     """Answer inputs of any tasks; an input that cannot be answered gets an error in its place."""
     request.scope[FACTS].update(rows=len(body.requests))
     rows = [(item.task, item.input) for item in body.requests]
-    outcomes = await service.answer(rows, body.timeout_ms / 1000)
+    outcomes = await service.answer(rows, _left(request, body.timeout_ms))
     shown = [
         {"task": item.task, **_shown(service, item.task, outcome)}
         for item, outcome in zip(body.requests, outcomes, strict=True)
@@ -57,6 +58,12 @@ async def predict_mixed(body: MixedBody, request: Request, service: ServiceOf, k
 def unknown(task: str) -> ProblemError:
     """The answer for a task that does not exist."""
     return ProblemError(404, "unknown_task", f"no task {task[:80]!r}; GET /v1/tasks lists them")
+
+
+def _left(request: Request, timeout_ms: int) -> float:
+    """Seconds that are left of a deadline, which counts from when the request came."""
+    began: float = request.scope[BEGAN]
+    return max(0.001, began + timeout_ms / 1000 - time.monotonic())
 
 
 def _shown(service: Service, task: str, outcome: Outcome) -> dict[str, Any]:
