@@ -67,7 +67,7 @@ def main() -> None:
         wall, processor = time.perf_counter(), time.process_time()
         found = prepare([parse_task(TASK)], root, encoder, root / "cache", protect=[])["large"]
         report = found.reports["train"]
-        print(f"{report.read:,} rows read, {report.kept:,} kept, {report.tokens:,} tokens")
+        print(f"{report.read:,} rows read, {report.kept:,} kept")
         print(f"{time.perf_counter() - wall:.0f} s, of the processor {time.process_time() - processor:.0f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 

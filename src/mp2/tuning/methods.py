@@ -58,11 +58,15 @@ class Method:
 
 
 _ROUTER = Gradient({"router": 0.3}, steps=16, eval_every=4)
-_PROMPTS = Gradient({"prompts": 0.01, "head": 0.001}, steps=24, eval_every=4)
-_SINGLE = Gradient({"prompts": 0.01, "head": 0.001}, steps=40, eval_every=4)
+_PROMPTS = Gradient({"prompts": 0.03, "head": 0.003}, steps=40, eval_every=5)
+_SINGLE = Gradient({"prompts": 0.03, "head": 0.003}, steps=60, eval_every=5)
 
 _DEEP = Method(
-    "mp2-deep-gd", (_ROUTER, _PROMPTS), bank="deep", about="deep MP2, router then prompts, gradient"
+    "mp2-deep-gd",
+    (_ROUTER, _PROMPTS),
+    bank="deep",
+    version=2,
+    about="deep MP2, router then prompts, gradient",
 )
 # Forward-only transfer first: what the upstream tasks' own routers are worth here costs one call each.
 _KNOWN = Bayes(calls=30, random=0)
@@ -77,11 +81,16 @@ _TRANSFER = (
         "mp2-deep-transfer",
         (_KNOWN, _ROUTER, _PROMPTS),
         bank="deep",
+        version=2,
         about="deep MP2 from the best router of the known tasks, then router and prompts by gradient",
     ),
 )
 _SHALLOW = Method(
-    "mp2-shallow-gd", (_ROUTER, _PROMPTS), bank="shallow", about="shallow MP2, router then prompts, gradient"
+    "mp2-shallow-gd",
+    (_ROUTER, _PROMPTS),
+    bank="shallow",
+    version=2,
+    about="shallow MP2, router then prompts, gradient",
 )
 
 # Black-box rows: ours, the paper's settings (8,000 calls) and those of the released code (6 rounds).
@@ -189,21 +198,36 @@ METHODS: dict[str, Method] = {
             start="projection",
             about="one deep prompt behind random projections, layer by layer; forward passes only",
         ),
-        Method("spot", (_SINGLE,), bank="spot", about="one shallow prompt pre-trained on the same tasks"),
-        Method("ppt", (_SINGLE,), bank="ppt", about="one shallow prompt pre-trained on raw text"),
+        Method(
+            "spot",
+            (_SINGLE,),
+            bank="spot",
+            version=2,
+            about="one shallow prompt pre-trained on the same tasks",
+        ),
+        Method("ppt", (_SINGLE,), bank="ppt", version=2, about="one shallow prompt pre-trained on raw text"),
         Method(
             "prompt-tuning",
             (_SINGLE,),
             fresh="shallow",
             start="vocabulary",
+            version=2,
             about="one shallow prompt from scratch",
         ),
-        Method("p-tuning-v2", (_SINGLE,), fresh="deep", start="random", about="one deep prompt from scratch"),
+        Method(
+            "p-tuning-v2",
+            (_SINGLE,),
+            fresh="deep",
+            start="random",
+            version=2,
+            about="one deep prompt from scratch",
+        ),
         Method(
             "mp2-random-bank",
             (_ROUTER, _PROMPTS),
             fresh="deep",
             start="random",
+            version=2,
             about="deep MP2 on a random bank: what pre-training is worth",
         ),
         Method(
