@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mp2 import runtime
+
 HOLES = """
 import random, numpy
 from pathlib import Path
@@ -32,3 +34,16 @@ def test_free_memory_between_used_pieces_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < before - 100_000
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ["keep", "work", "release"]), ("cuda:0", ["work"])])
+def test_kept_memory_is_given_back_however_the_work_ends(
+    device: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: seen.append("keep"))
+    monkeypatch.setattr(runtime, "release_free_memory", lambda: seen.append("release"))
+    with pytest.raises(KeyboardInterrupt), runtime.freed_memory_kept(device):
+        seen.append("work")
+        raise KeyboardInterrupt
+    assert seen == expected

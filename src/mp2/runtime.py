@@ -216,6 +216,19 @@ def release_free_memory() -> None:
 
 
 @contextlib.contextmanager
+def freed_memory_kept(device: str) -> Iterator[None]:
+    """Keep freed memory in the heap for as long as some work on a processor lasts, however it ends."""
+    if device.split(":")[0] != "cpu":
+        yield
+        return
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        release_free_memory()
+
+
+@contextlib.contextmanager
 def heavy_imports() -> Iterator[None]:
     """Import the large libraries in a fifth less time.
 

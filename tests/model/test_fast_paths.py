@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import ElectraConfig, ElectraModel
 
 from mp2.data.batch import collate
 from mp2.data.encode import Encoded, Window
 from mp2.model.answers import answer_rows, read_answers
+from mp2.model.attention import prefix_attention
 from mp2.model.backbone import Backbone, Prompts
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import MRCModel
@@ -146,3 +148,17 @@ def test_options_need_only_their_own_tokens_in_any_model(base: Base) -> None:
     quick = option_log_probs(model(batch, PROMPTS, heads=heads, options_only=True), batch)
     for slow, fast in zip(plain, quick, strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "additive"])
+def test_plain_attention_with_gradients_takes_every_kind_of_mask(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(3))
+    seen = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)[:, None, None]
+    masks = {"none": None, "bool": seen, "additive": torch.zeros(seen.shape).masked_fill(~seen, -1e9)}
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[kind])
+    query.requires_grad_(True)
+    found, _ = prefix_attention(None, query, key, value, masks[kind])
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+    found.sum().backward()
+    assert query.grad is not None and bool(query.grad.isfinite().all())

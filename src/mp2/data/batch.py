@@ -16,8 +16,6 @@ from torch import Tensor
 
 from mp2.data.encode import Encoded, Window
 
-CPU_START = 64  # what a forward costs on a processor before its first token, in tokens
-
 
 @dataclass(frozen=True, slots=True)
 class MRCBatch:
@@ -127,6 +125,11 @@ def _asked(windows: Sequence[Window]) -> Tensor:
 def row_tokens(row: Encoded) -> int:
     """Tokens of a row, all its windows together, each as long as the longest."""
     return len(row.windows) * max(len(window.ids) for window in row.windows)
+
+
+def start_cost(device: torch.device | str) -> int:
+    """What a forward costs before its first token, in tokens; a card's memory asks for full batches."""
+    return 64 if torch.device(device).type == "cpu" else 0
 
 
 def length_batches(

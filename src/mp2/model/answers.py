@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mp2.data.batch import CPU_START, MRCBatch, collate, length_batches, row_tokens
+from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
 from mp2.data.encode import Encoded
 from mp2.model.bank import Injection
 from mp2.model.mrc import Heads, MRCModel
@@ -73,9 +73,8 @@ def answer_rows(
     device = next(model.parameters()).device
     chosen = [which] * len(rows) if isinstance(which, int) else list(which)
     answers: list[Answer | None] = [None] * len(rows)
-    on_cpu = device.type == "cpu"
-    budget = tokens or (CPU_TOKENS if on_cpu else EVAL_TOKENS)
-    for group in _groups(rows, budget, CPU_START if on_cpu else 0):
+    budget = tokens or (CPU_TOKENS if device.type == "cpu" else EVAL_TOKENS)
+    for group in _groups(rows, budget, start_cost(device)):
         used = sorted({chosen[i] for i in group})
         place = {index: n for n, index in enumerate(used)}
         batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)

@@ -97,9 +97,10 @@ def _plain(
 ) -> Tensor:
     """Attention as it is written in papers. No query may be without any key (our rows have a first token)."""
     scores = (query * scale) @ key.transpose(-2, -1)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
     if mask is not None:
-        bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-        scores = scores.add_(bias if mask.dtype == torch.bool else mask)
+        scores = scores.add_(mask)
     shares = scores.softmax(dim=-1)
     return (F.dropout(shares, dropout) if dropout else shares) @ value
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mp2.errors import CheckpointError, ConfigError
 from mp2.runtime import (
     autocast,
-    keep_freed_memory,
+    freed_memory_kept,
     rank_and_world,
     release_free_memory,
     whole_folder,
@@ -167,13 +167,12 @@ class Trainer:
         """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder."""
         if self.folder is not None:
             self.resume()
-        if not self.lazy:
-            keep_freed_memory()
         main = rank_and_world()[0] == 0
         self._end = time.monotonic() + self.config.minutes * 60 if self.config.minutes else math.inf
         begin = time.monotonic() - self.state.seconds
         title, folder = (self.title, self.folder) if main else ("", None)
-        with Progress(title, self.config.steps, self.state.step, folder) as progress:
+        kept = freed_memory_kept(self.device)
+        with kept, Progress(title, self.config.steps, self.state.step, folder) as progress:
             while self.state.step < self.config.steps:
                 self.one_step()
                 self.state.seconds = time.monotonic() - begin
@@ -185,8 +184,6 @@ class Trainer:
                     self.save()
                 if out_of_time:
                     break
-        if not self.lazy:
-            release_free_memory()
         return self.state
 
     def _due(self, every: int) -> bool:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from mp2.errors import ConfigError
-from mp2.runtime import keep_freed_memory, release_free_memory
+from mp2.runtime import freed_memory_kept
 from mp2.tuning.asktell import Array, check_budget, search
 from mp2.tuning.bayes import GpUcb
 from mp2.tuning.layerwise import LayerWalk
@@ -45,14 +44,10 @@ def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
     """
     if not run.enter(index):
         return False
-    processor = torch.device(run.state.base.device).type == "cpu"
-    if processor:
-        keep_freed_memory()
-    train = Objective(run.state, run.train, run.task, loss=stage.loss)
-    ended, calls = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
-    run.leave(ended, calls)
-    if processor:
-        release_free_memory()
+    with freed_memory_kept(run.state.base.device):
+        train = Objective(run.state, run.train, run.task, loss=stage.loss)
+        ended, calls = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
+        run.leave(ended, calls)
     return True
 
 

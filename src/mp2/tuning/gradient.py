@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mp2.data.batch import CPU_START, MRCBatch, collate, length_batches, row_tokens
+from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
 from mp2.data.encode import Encoded
 from mp2.model.answers import read_answers
 from mp2.model.spans import Loss, row_losses
@@ -64,9 +64,9 @@ def _grouped(
     rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
 ) -> Iterator[tuple[list[int], MRCBatch]]:
     """The same, each with the indices of its rows."""
-    on_cpu = torch.device(device).type == "cpu"
-    budget, start = tokens or (CPU_TOKENS if on_cpu else MICRO_TOKENS), CPU_START if on_cpu else 0
-    for group in length_batches([row_tokens(row) for row in rows], tokens=budget, start=start):
+    budget = tokens or (CPU_TOKENS if torch.device(device).type == "cpu" else MICRO_TOKENS)
+    lengths = [row_tokens(row) for row in rows]
+    for group in length_batches(lengths, tokens=budget, start=start_cost(device)):
         yield group, collate([rows[i] for i in group], pad_id=pad_id).to(device)
 
 
