@@ -96,6 +96,9 @@ def warm_up(
     bare: Annotated[
         float, typer.Option(help="Share of batches without prompts, where there is a bank.")
     ] = 0.3,
+    position_heads: Annotated[
+        bool, typer.Option(help="First give the encoder heads that see where words are; once, not again.")
+    ] = False,
     modules: Modules = 8,
     length: Length = 16,
     intrinsic: Intrinsic = 128,
@@ -148,6 +151,7 @@ def warm_up(
         tokens=tokens,
         mix_options=mix_options,
         bare=bare if bank else 0.0,
+        position_heads=position_heads,
         size_exponent=size_exponent,
         loop=loop,
         seed=seed,

@@ -31,6 +31,7 @@ from mp2.model.spans import Loss, row_losses
 from mp2.runtime import one_after_the_other, rank_and_world, sum_over_processes, whole_folder, write_json
 from mp2.training.loop import Group, LoopConfig, Progressed, Trainer, only_trainable
 from mp2.training.options import mix_options
+from mp2.training.position_heads import add_position_heads
 
 Trainable = Literal["backbone", "head", "prompts", "router"]
 
@@ -56,6 +57,7 @@ class MultiTaskConfig:
         windows: Windows of a long row that one batch holds at most.
         mix_options: Share of rows whose options are shuffled, and perhaps fewer, when they are trained on.
         bare: Share of batches without prompts, so that an encoder that moves stays good without them.
+        position_heads: Whether the encoder of a warm-up is first given heads that see where words are.
         size_exponent: Tasks are drawn in proportion to their rows to this power; 0 is uniform (paper).
         recompute: Compute activations again in the backward pass: a third more time, far less memory.
         loop: Steps, schedule, checkpoints.
@@ -80,6 +82,7 @@ class MultiTaskConfig:
     windows: int = 2
     mix_options: float = 0.0
     bare: float = 0.0
+    position_heads: bool = False
     size_exponent: float = 0.0
     recompute: bool = False
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
@@ -298,6 +301,9 @@ def warm_up(
         config: The run, with a learning rate for ``backbone``.
         folder: Logs, checkpoints and the encoder.
     """
+    if config.position_heads:
+        generator = torch.Generator().manual_seed(config.seed)
+        add_position_heads(base.backbone.whole[0], generator, first=base.tokenizer.cls_token_id)
     run, progress = _run(base, tasks, config, folder)
     facts = run.facts(progress) | {"tasks": run.names, "from": base.name}
     with one_after_the_other() as first:
