@@ -77,6 +77,16 @@ def write_whole(path: Path, data: bytes | str) -> None:
     _flush(path.parent)
 
 
+def place_whole(aside: Path, target: Path) -> None:
+    """Flush a file, or a folder of files, written aside on the same disk, and rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for file in aside.rglob("*") if aside.is_dir() else ():
+        _flush(file)
+    _flush(aside)
+    os.replace(aside, target)
+    _flush(target.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, whole or not at all."""
     write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

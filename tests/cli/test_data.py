@@ -8,7 +8,9 @@ from typer.testing import CliRunner, Result
 
 from mp2.cli.main import app
 from mp2.errors import ConfigError, DataError, Mp2Error
+from tests.data.hub_layout import write_hub
 from tests.data.invented import sentence, write_csv
+from tests.local_hub import local_hub
 from tests.micro import micro_tokenizer
 
 
@@ -56,7 +58,10 @@ def _prepare_json(root: Path, tmp_path: Path) -> Result:
 
 def test_a_suite_says_what_is_not_here(root: Path, tmp_path: Path) -> None:
     result = _prepare(root, tmp_path, "unseen-task-7")
-    assert "not here: ocnli: put" in result.stderr and "| chnsent/test | 20 | 20 |" in result.stdout
+    assert (
+        "not here: ocnli: fetch it with 'mp2 data fetch ocnli', or put" in result.stderr
+        and "| chnsent/test | 20 | 20 |" in result.stdout
+    )
 
 
 def test_preview_marks_the_right_answer(root: Path) -> None:
@@ -87,6 +92,32 @@ def test_stats_stand_beside_the_papers(root: Path) -> None:
     assert "| 1 | afqmc | NLI, financial | 2 | 31k / 3k / 4k | not here |" in result.stdout
     tasks = json.loads(_mp2("stats", "--root", root, "--json").stdout)["tasks"]
     assert sum(next(t for t in tasks if t["task"] == "waimai")["rows"].values()) == 300
+
+
+def test_fetch_brings_sets_that_are_then_prepared(root: Path, tmp_path: Path) -> None:
+    write_hub(tmp_path / "hub" / "datasets")
+    data = tmp_path / "data"
+    with local_hub(tmp_path / "hub") as address:
+        first = _mp2("fetch", "unseen-task-7", "--root", data, "--endpoint", address)
+        again = _mp2("fetch", "unseen-task-7", "ocnli", "--root", data, "--endpoint", address, "--json")
+    assert "ocnli: licence" not in first.stderr and "licence: CC BY-NC 2.0" in first.stderr
+    assert "by hand: chnsent: put train.tsv, dev.tsv into" in first.stderr
+    assert first.stdout == "fetched 5, here before 0, by hand 2\n"
+    facts = json.loads(again.stdout)
+    assert facts["here"] == ["tnews", "ocnli", "lcqmc", "drcd", "c3"] and not facts["fetched"]
+    (data / "tokenizer").symlink_to(root / "tokenizer")
+    prepared = _prepare(data, tmp_path / "cache", "lcqmc", "tnews")
+    assert "| lcqmc/test | 60 | 60 |" in prepared.stdout
+
+
+def test_fetch_fails_with_what_to_do(root: Path, tmp_path: Path) -> None:
+    with local_hub(tmp_path / "hub") as address:
+        with pytest.raises(DataError, match=r"^lcqmc: C-MTEB/LCQMC: http.* has no such data set or revision"):
+            _mp2("fetch", "lcqmc", "--root", tmp_path, "--endpoint", address)
+        with pytest.raises(DataError, match=r"^ccpm: put train\.jsonl"):
+            _mp2("fetch", "ccpm", "--root", tmp_path, "--endpoint", address)
+    with pytest.raises(DataError, match="bq: fetch it with 'mp2 data fetch bq', or put"):
+        _prepare(root, tmp_path, "bq")
 
 
 def test_bad_arguments_are_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,19 @@ def test_list_says_what_is_here_and_what_to_put_where(tmp_path: Path) -> None:
     (tmp_path / "Waimai").mkdir()
     (tmp_path / "Waimai/waimai_10k.csv").write_text("label,review\n1,好\n", encoding="utf-8")
     result = call("list", "--suite", "pretrain-38", "--root", str(tmp_path))
-    assert f"pretrain-38: 1 of 38 here, under {tmp_path}" in result.stdout
-    assert (
-        f"afqmc: put train.txt or train.json, dev.txt or dev.json into {tmp_path / 'AFQMC'}" in result.stdout
-    )
+    assert f"pretrain-38: 1 of 38 here, under {tmp_path}; 9 can be fetched, 28 by hand\n" in result.stdout
+    put = f"put train.txt or train.json, dev.txt or dev.json into {tmp_path / 'AFQMC'}"
+    assert f"afqmc: fetch it with 'mp2 data fetch afqmc', or {put}; from" in result.stdout
+    ways = {line.split()[0]: line for line in result.stdout.splitlines()[:39]}
+    assert ways["waimai"].endswith(" yes") and ways["ccpm"].endswith(" by hand")
+    assert ways["afqmc"].endswith(" can be fetched")
     found = json.loads(call("list", "--suite", "pretrain-38", "--json", root=str(tmp_path)).stdout)
     assert [row["name"] for row in found["tasks"] if row["missing"] is None] == ["waimai"]
+    assert found["tasks"][0]["fetch"] == ["train.parquet", "dev.parquet"]
+    (tmp_path / "CMNLI").mkdir()
+    (tmp_path / "CMNLI/dev.txt").write_text("一\t二\tneutral\n", encoding="utf-8")
+    more = call("list", "--suite", "pretrain-38", root=str(tmp_path)).stdout
+    assert "dev is split by premise; the rest can be fetched" in more
 
 
 def test_show_prints_a_task_file() -> None:

@@ -16,6 +16,7 @@ from mp2.data import jsonfile
 from mp2.data.readers import READERS, read_rows, read_table
 from mp2.errors import DataError
 from mp2.tasks.source import FileSource
+from tests.data.hub_layout import write_parquet
 
 CSV = 'text,label\n"晴，\n无风",0\n下雨,1\n'
 
@@ -60,6 +61,39 @@ def test_delimiters_of_several_characters_and_a_last_column_that_takes_the_rest(
     path = write(tmp_path, "7,1,晴，热,\n")
     keys = {"delimiter": ",", "columns": ("id", "label", "text"), "rest": True}
     assert rows(path, format="tsv", **keys) == [{"id": "7", "label": "1", "text": "晴，热,"}]
+
+
+def test_parquet_in_one_file_or_in_parts_with_classes_by_name(tmp_path: Path) -> None:
+    table = [{"text": f"第{n}天", "label": n % 3 - 1, "more": {"from": ["台"]}} for n in range(5)]
+    write_parquet(tmp_path / "a.parquet", table)
+    keys = {"format": "parquet", "take": {"text": "text", "label": "label", "from": "more.from.0"}}
+    assert rows(tmp_path / "a.parquet", **keys)[0] == {"text": "第0天", "label": -1, "from": "台"}
+    assert lines(tmp_path / "a.parquet", format="parquet") == [1, 2, 3, 4, 5]
+    write_parquet(tmp_path / "b.parquet", table[:2], classes=["晴", "雨"])
+    assert [row["label"] for row in rows(tmp_path / "b.parquet", format="parquet")] == [-1, "晴"]
+    assert [row["label"] for row in rows(tmp_path, format="parquet")][4:] == [0, -1, "晴"]
+    recode = {"label": {"0": "晴", "1": "雨"}}
+    both = [row["label"] for row in rows(tmp_path, format="parquet", recode=recode, drop={"label": "-1"})]
+    assert both == ["晴", "雨", "晴", "晴"]
+
+
+def test_parquet_that_is_cut_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, [{"text": "晴"}])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="not readable as Parquet: cut in the middle, or another format"):
+        rows(path, format="parquet")
+    with pytest.raises(DataError, match="no such file"):
+        rows(tmp_path / "b.parquet", format="parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"the folder has no \.parquet file"):
+        rows(tmp_path / "empty", format="parquet")
+
+
+def test_items_written_by_column_are_taken_apart(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"text": "晴", "questions": {"q": ["一", "二"], "a": ["甲", "乙"]}}\n')
+    keys = {"format": "jsonl", "each": "questions", "take": {"q": "questions.q", "a": "questions.a"}}
+    assert rows(path, **keys) == [{"q": "一", "a": "甲"}, {"q": "二", "a": "乙"}]
 
 
 def test_jsonl_splits_at_line_feeds_only(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
         run_grid(replace(grid, methods=("mp2-deep",)), out, base=base)
     with pytest.raises(TaskError, match="did you mean 'chnsent'"):
         run_grid(replace(grid, tasks=("chnsen",)), out, base=base)
-    with pytest.raises(DataError, match="lcqmc: put"):
+    with pytest.raises(DataError, match="lcqmc: fetch it with 'mp2 data fetch lcqmc', or put"):
         run_grid(replace(grid, tasks=("lcqmc",)), out, base=base)
     with pytest.raises(ConfigError, match="stands twice"):
         replace(grid, seeds=(8, 8))

@@ -12,7 +12,7 @@ from mp2.cli.main import app
 from mp2.errors import CheckpointError
 from mp2.model.checkpoint import Base
 from mp2.tuning.adapter import load_adapter
-from tests.export.local_hub import local_hub
+from tests.local_hub import local_hub
 from tests.serving.kit import REVIEWS, adapter
 
 

@@ -11,7 +11,7 @@ from mp2.errors import CheckpointError
 from mp2.export.hub import adapter_from_pretrained, base_from_pretrained, fetch, model_card, push_to_hub
 from mp2.model.checkpoint import Base
 from mp2.serving.predictor import Predictor
-from tests.export.local_hub import local_hub
+from tests.local_hub import local_hub
 from tests.serving.kit import REVIEWS, adapter
 
 

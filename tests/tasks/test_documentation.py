@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mp2.tasks.source import DataSource, FileSource, Layout, PaperFacts, SplitSource
+from mp2.tasks.source import DataSource, FileSource, HubSource, Layout, PaperFacts, SplitSource
 from mp2.tasks.spec import TaskSpec, Verbaliser, parse_task
 
 TEXT = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def test_the_examples_are_task_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [TaskSpec, Verbaliser, PaperFacts, DataSource, FileSource, SplitSource, Layout]
+    "model", [TaskSpec, Verbaliser, PaperFacts, DataSource, FileSource, HubSource, SplitSource, Layout]
 )
 def test_every_key_is_explained(model: type[BaseModel]) -> None:
     for key in model.model_fields:

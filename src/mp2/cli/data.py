@@ -1,4 +1,4 @@
-"""``mp2 data``: prepare data sets, look at rendered rows, find overlaps, count rows."""
+"""``mp2 data``: fetch and prepare data sets, look at rendered rows, find overlaps, count rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,43 @@ if TYPE_CHECKING:
     from mp2.data.encode import Encoder
     from mp2.tasks.spec import TaskSpec
 
-app = typer.Typer(no_args_is_help=True, help="Prepare the public data sets, look at them, find leaks.")
+app = typer.Typer(no_args_is_help=True, help="Fetch, prepare and look at the public data sets.")
 
 Names = Annotated[list[str], typer.Argument(help="Suites, such as pretrain-38, or tasks of the catalogue.")]
 Root = Annotated[Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 PAPER = ["pretrain-38", "unseen-data-7", "unseen-task-7"]
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Suites, tasks of the catalogue, or task files.")],
+    root: Root = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Address of the hub; HF_ENDPOINT or the public one by default.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Bring sets that are on the Hugging Face hub into the folder of the data sets."""
+    from mp2.data.hub import fetch as bring
+    from mp2.errors import DataError
+    from mp2.tasks import catalogue
+
+    several = (catalogue.suite(name) if name in catalogue.SUITES else (name,) for name in names)
+    tasks = [_task(name) for name in dict.fromkeys(name for each in several for name in each)]
+    done = bring(tasks, _root(root, absent=True), endpoint=endpoint, say=_say)
+    alone = [line for name, line in done.by_hand.items() if name in names]
+    for line in done.by_hand.values():
+        if line not in alone:
+            _say(f"by hand: {line}")
+    if json_:
+        fetched = {name: [str(path) for path in paths] for name, paths in done.fetched.items()}
+        facts = {"fetched": fetched, "here": done.here, "by_hand": done.by_hand, "failed": done.failed}
+        _print_json({"root": str(root), **facts})
+    else:
+        print(f"fetched {len(done.fetched)}, here before {len(done.here)}, by hand {len(done.by_hand)}")
+    if done.failed or alone:
+        raise DataError("\n".join([*done.failed, *alone]))
 
 
 @app.command()
@@ -160,12 +191,12 @@ def _task(name: str) -> TaskSpec:
     return load_task(name) if name.endswith((".yaml", ".yml")) else catalogue.get(name)
 
 
-def _root(root: Path | None) -> Path:
+def _root(root: Path | None, *, absent: bool = False) -> Path:
     from mp2.errors import ConfigError, DataError
 
     if root is None:
         raise ConfigError("name the folder of the public data sets with --root or MP2_DATA")
-    if not root.is_dir():
+    if not root.is_dir() and (root.exists() or not absent):
         raise DataError(f"{root}: no such folder of data sets")
     return root
 

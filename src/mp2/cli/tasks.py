@@ -53,13 +53,18 @@ def _row(task: TaskSpec, root: Path | None) -> dict[str, Any]:
         "labels": len(task.labels),
         "suites": list(task.data.suites) if task.data else [],
         "here": None,
+        "fetch": [],
         "missing": None,
     }
     if root is not None:
-        from mp2.data.sources import layout, missing
+        from mp2.data.sources import layout, missing, on_hub
 
-        row["missing"] = missing(task, root)
-        row["here"] = "no" if row["missing"] else layout(task, root).note or "yes"
+        row["fetch"], row["missing"] = list(on_hub(task, root)), missing(task, root)
+        if row["missing"]:
+            row["here"] = "can be fetched" if row["fetch"] else "by hand"
+        else:
+            row["here"] = layout(task, root).note or "yes"
+            row["here"] += "; the rest can be fetched" if row["fetch"] else ""
     return row
 
 
@@ -68,10 +73,12 @@ def _foot(rows: list[dict[str, Any]], root: Path | None, suite: str | None) -> N
     if root is None:
         print(f"\n{len(rows)} tasks; --root DIR (or MP2_DATA) says which data are there")
         return
-    absent = [row["missing"] for row in rows if row["missing"]]
-    print(f"\n{suite or 'all'}: {len(rows) - len(absent)} of {len(rows)} here, under {root}")
-    for line in absent:
-        print(f"  {line}")
+    absent = [row for row in rows if row["missing"]]
+    fetchable = sum(bool(row["fetch"]) for row in absent)
+    ways = f"; {fetchable} can be fetched, {len(absent) - fetchable} by hand" if absent else ""
+    print(f"\n{suite or 'all'}: {len(rows) - len(absent)} of {len(rows)} here, under {root}{ways}")
+    for row in absent:
+        print(f"  {row['missing']}")
 
 
 @app.command()

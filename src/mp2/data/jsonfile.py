@@ -160,18 +160,25 @@ def explode(node: Any, each: list[str]) -> Iterator[Any]:
     """Copies of a node in which the lists along a path are replaced by one of their items.
 
     ``explode(doc, ["paragraphs", "qas"])`` gives a document per question, whose ``paragraphs`` is the one
-    paragraph and ``paragraphs.qas`` the one question.
+    paragraph and ``paragraphs.qas`` the one question. Items that are written by column, as lists of the same
+    length in one object, are taken apart too.
     """
     if not each:
         yield node
         return
     key: Any = int(each[0]) if isinstance(node, list) else each[0]
-    child = node[key]
-    for item in child if isinstance(child, list) else [child]:
+    for item in _items(node[key]):
         for inner in explode(item, each[1:]):
             copy = list(node) if isinstance(node, list) else dict(node)
             copy[key] = inner
             yield copy
+
+
+def _items(child: Any) -> list[Any]:
+    columns = child.values() if isinstance(child, dict) else ()
+    if columns and all(isinstance(column, list) for column in columns) and len(set(map(len, columns))) == 1:
+        return [dict(zip(child, values, strict=True)) for values in zip(*columns, strict=True)]
+    return child if isinstance(child, list) else [child]
 
 
 def pick(node: Any, path: list[str]) -> Any:

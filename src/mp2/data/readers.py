@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mp2.data.jsonfile import explode, pick, read_array
+from mp2.data.parquetfile import read_parquet
 from mp2.data.rewrite import rewriter
 from mp2.data.textfile import read_lines
 from mp2.errors import DataError, Where, nearest
@@ -285,6 +286,10 @@ def _cell(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def _parquet(path: Path, source: FileSource, bad: OnBad) -> Rows:
+    return read_parquet(path)
+
+
 def _folders(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """A folder per label, a file per text: ``{label, name, text}``."""
     if not path.is_dir():
@@ -306,6 +311,7 @@ READERS: dict[str, Reader] = {
     "jsonl": _jsonl,
     "reviews": _reviews,
     "xlsx": _xlsx,
+    "parquet": _parquet,
     "folders": _folders,
 }
 TABLES: Iterable[str] = ("csv", "tsv", "jsonl", "json", "xlsx")

@@ -1,4 +1,4 @@
-"""Small rewritings of a row's texts that a file's description may ask for: join, split, replace, simplify.
+"""Small rewritings of a row that a file's description may ask for: recode, join, split, replace, simplify.
 
 Decides how texts are changed between the raw file and the task; everything here is written in the task file.
 """
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def rewriter(source: FileSource) -> Callable[[Row], Row]:
-    """A function that joins or splits columns, replaces patterns and converts characters as described."""
+    """A function that recodes, joins or splits columns, replaces patterns and converts characters."""
     patterns = [(re.compile(pattern), new) for pattern, new in source.replace.items()]
     convert = _converter(source.convert) if source.convert else None
 
@@ -26,6 +26,8 @@ def rewriter(source: FileSource) -> Callable[[Row], Row]:
         return convert(text) if convert else text
 
     def rewrite(row: Row) -> Row:
+        for column, meant in source.recode.items():
+            row[column] = meant.get(str(row.get(column)), row.get(column))
         for column, glue in source.join.items():
             if isinstance(row.get(column), list):
                 row[column] = glue.join(str(item) for item in row[column])

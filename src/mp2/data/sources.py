@@ -29,14 +29,48 @@ def missing(task: TaskSpec, root: Path) -> str | None:
         return f"{task.name}: the task file says nothing of data files"
     if _complete(task.data, root) is not None:
         return None
+    hub = task.data.hub
     absent = [
-        " or ".join(path for file in task.data.files[name] for path in file.path)
+        " or ".join(
+            path for file in task.data.files[name] for path in file.path if not hub or path not in hub.files
+        )
         for name in _names(task.data.layouts[0])
         if _locate(task.data, name, root) is None
     ]
-    folder = _folder(task.data, root)
-    hub = f" (hub: {task.data.hub})" if task.data.hub else ""
-    return f"{task.name}: put {', '.join(absent)} into {folder}; from {task.data.source}{hub}"
+    by_hand = f"put {', '.join(absent)} into {folder(task, root)}; from {task.data.source}"
+    if on_hub(task, root):
+        return f"{task.name}: fetch it with 'mp2 data fetch {task.name}', or {by_hand}"
+    return f"{task.name}: {by_hand}" + (f" (hub: {hub.id})" if hub else "")
+
+
+def on_hub(task: TaskSpec, root: Path) -> dict[str, str]:
+    """Files that would make the task's rows whole, or more nearly so, and are to be had from the hub.
+
+    Returns:
+        Name below :func:`folder` -> name on the hub; empty where nothing better than what is here can be had.
+    """
+    if task.data is None or task.data.hub is None:
+        return {}
+    hub = task.data.hub.files
+    for item in task.data.layouts:
+        absent = [name for name in _names(item) if _locate(task.data, name, root) is None]
+        offers = [
+            next((path for file in task.data.files[name] for path in file.path if path in hub), None)
+            for name in absent
+        ]
+        if None not in offers:
+            return {path: hub[path] for path in offers if path is not None}
+    return {}
+
+
+def folder(task: TaskSpec, root: Path) -> Path:
+    """Where the task's files lie, or should lie.
+
+    Raises:
+        DataError: The task file says nothing of data files.
+    """
+    names = _data(task).folder
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
 def layout(task: TaskSpec, root: Path) -> Layout:
@@ -131,7 +165,7 @@ def _file_rows(
 ) -> Rows:
     place = _locate(data, name, root)
     if place is None:
-        raise DataError(f"{_folder(data, root)}: the file {name!r} is not there")
+        raise DataError(f"{root / data.folder[0]}: the file {name!r} is not there")
     return read_rows(place[0], place[1], on_bad=on_bad, left_out=left_out)
 
 
@@ -170,7 +204,3 @@ def _locate(data: DataSource, name: str, root: Path) -> tuple[Path, FileSource] 
                     if candidate.exists():
                         return candidate, source
     return None
-
-
-def _folder(data: DataSource, root: Path) -> Path:
-    return next((root / name for name in data.folder if (root / name).is_dir()), root / data.folder[0])

@@ -21,6 +21,11 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, (str, dict)) else value
 
 
+def _named(value: Any) -> Any:
+    """A bare identifier where a hub and its files may stand."""
+    return {"id": value} if isinstance(value, str) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
@@ -56,8 +61,8 @@ class FileSource(_Strict):
     Attributes:
         path: Name below the set's folder, or several names by which carriers publish the same file.
         format: How rows are written: ``csv`` (quotes), ``tsv`` (one line a row, no quotes), ``json``
-            (an array), ``jsonl``, ``reviews`` (``<review>`` elements), ``xlsx``, or ``folders``
-            (a folder per label, a file per text).
+            (an array), ``jsonl``, ``reviews`` (``<review>`` elements), ``xlsx``, ``parquet`` (a file, or
+            a folder with its parts), or ``folders`` (a folder per label, a file per text).
         encoding: Of the text; a byte order mark is always taken away.
         member: Member of a zip archive; its only member when absent.
         columns: Names of the columns of a table without a header line.
@@ -66,7 +71,9 @@ class FileSource(_Strict):
         sheet: Sheet of an ``xlsx``; the first when absent.
         at: Dotted path from the top of a ``json`` file to the array of rows.
         each: Dotted path within a row to nested lists; each innermost item becomes a row of its own.
+            An object of lists, ``{question: [...], answer: [...]}``, is items that are written by column.
         take: New column -> dotted path within the row (``*`` goes through a list); only these are kept.
+        recode: Column -> raw value (as a string) -> the value meant, such as a class name for its number.
         constant: Columns that every row of the file has, such as a label said by the file's name.
         join: Columns that hold lists of texts -> the text to put between them.
         split: Columns that hold several texts in one -> the text between them.
@@ -77,7 +84,7 @@ class FileSource(_Strict):
     """
 
     path: Names
-    format: Literal["csv", "tsv", "json", "jsonl", "reviews", "xlsx", "folders"]
+    format: Literal["csv", "tsv", "json", "jsonl", "reviews", "xlsx", "parquet", "folders"]
     encoding: str = "utf-8"
     member: str | None = None
     columns: tuple[str, ...] = ()
@@ -87,6 +94,7 @@ class FileSource(_Strict):
     at: str | None = None
     each: str | None = None
     take: dict[str, str] = {}
+    recode: dict[str, dict[str, str]] = {}
     constant: dict[str, str] = {}
     join: dict[str, str] = {}
     split: dict[str, str] = {}
@@ -140,6 +148,21 @@ class Layout(_Strict):
     splits: dict[Split, SplitSource]
 
 
+class HubSource(_Strict):
+    """Where a data set's files are on the Hugging Face hub. See docs/data.md for what is known of each.
+
+    Attributes:
+        id: ``owner/name`` of the data set on the hub.
+        revision: Branch, tag or, so that the files never change, commit.
+        files: Name below the set's folder (a ``path`` of ``data.files``) -> name on the hub, in which ``*``
+            stands for any characters. Nothing is fetched without it: the identifier is only shown.
+    """
+
+    id: str
+    revision: str = "main"
+    files: dict[str, str] = {}
+
+
 class DataSource(_Strict):
     """Where a catalogue task's rows lie and how they are read and split.
 
@@ -147,7 +170,7 @@ class DataSource(_Strict):
         folder: Folder below the data root; several names are tried in order.
         source: Who publishes the set, and where.
         licence: As the carrier states it, or ``none stated``.
-        hub: Identifier on the Hugging Face hub, where one is known.
+        hub: The set on the Hugging Face hub, where one is known; its identifier alone, or what to fetch.
         suites: Suites of the catalogue the task belongs to.
         files: Name -> file, or several alternatives of which the first that exists is read.
         layouts: Ways to make the splits, the most faithful one first; the first with all its files is used.
@@ -158,7 +181,7 @@ class DataSource(_Strict):
     folder: Names
     source: str
     licence: str
-    hub: str | None = None
+    hub: Annotated[HubSource, BeforeValidator(_named)] | None = None
     suites: tuple[str, ...] = ()
     files: dict[str, Annotated[tuple[FileSource, ...], BeforeValidator(_listed)]]
     layouts: tuple[Layout, ...]
@@ -169,6 +192,12 @@ class DataSource(_Strict):
     def _check(self) -> DataSource:
         if not self.layouts:
             raise ValueError("layouts: expected at least one layout")
+        paths = {path for sources in self.files.values() for source in sources for path in source.path}
+        for name in self.hub.files if self.hub else ():
+            if name not in paths:
+                raise ValueError(
+                    f"hub.files: {name!r} is the path of none of the files; {nearest(name, paths)}"
+                )
         for number, layout in enumerate(self.layouts):
             for split, source in layout.splits.items():
                 for name in (*source.files, *source.exclude):

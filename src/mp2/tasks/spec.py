@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mp2.errors import TaskError, Where, nearest
-from mp2.tasks.source import DataSource, FileSource, Layout, PaperFacts, SplitSource
+from mp2.tasks.source import DataSource, FileSource, HubSource, Layout, PaperFacts, SplitSource
 
 Family = Literal["classification", "pair", "choice", "extraction", "reading"]
 FAMILIES: tuple[Family, ...] = ("classification", "pair", "choice", "extraction", "reading")
@@ -318,7 +318,7 @@ def _explain(error: ValidationError, lines: _Lines, path: Path | str) -> str:
 def _keys(place: tuple[str, ...]) -> tuple[str, ...]:
     """Valid keys at a place of a task file."""
     models: dict[str, type[BaseModel]] = {"paper": PaperFacts, "data": DataSource, "verbalisers": Verbaliser}
-    models |= {"files": FileSource, "layouts": Layout, "splits": SplitSource}
+    models |= {"files": FileSource, "layouts": Layout, "splits": SplitSource, "hub": HubSource}
     model: type[BaseModel] = TaskSpec
     for part in place:
         model = models.get(part, model)

@@ -1,4 +1,7 @@
-"""The few calls of the hub's HTTP interface that an upload and a download make, over a folder."""
+"""The few calls of the hub's HTTP interface that an upload and a download make, over a folder.
+
+Models lie in ``owner/name``, data sets in ``datasets/owner/name``; every revision is the same commit.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from huggingface_hub import constants
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
+def _handler(folder: Path, cut: Container[str]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # head and body in one packet
 
         def log_message(self, *_: object) -> None:
             pass
@@ -53,7 +57,9 @@ def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path.startswith("/api/models/"):
+            if path.startswith("/api/datasets/"):
+                self._data_set("/".join(path.split("/")[3:5]))
+            elif path.startswith("/api/models/"):
                 name = "/".join(path.split("/")[3:5])
                 if not (folder / name).is_dir():
                     self.send_error(404)
@@ -67,30 +73,49 @@ def _handler(folder: Path) -> type[BaseHTTPRequestHandler]:
                 self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings})
             else:
                 name, _, rest = path[1:].partition("/resolve/")
-                self._bytes((folder / name / rest.partition("/")[2]).read_bytes())
+                self._bytes((folder / name / rest.partition("/")[2]).read_bytes(), broken=rest in cut)
 
         do_HEAD = do_GET
+
+        def _data_set(self, name: str) -> None:
+            home = folder / "datasets" / name
+            if not home.is_dir():
+                self.send_response(401)  # as the hub answers, so that nobody learns what is private
+                self.send_header("x-error-code", "RepoNotFound")
+                self.send_header("content-length", "0")
+                self.end_headers()
+                return
+            siblings = []
+            for file in sorted(f for f in home.rglob("*") if f.is_file()):
+                data = file.read_bytes()
+                lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+                siblings.append({"rfilename": str(file.relative_to(home)), "size": len(data), "lfs": lfs})
+            self._json({"id": name, "sha": COMMIT, "siblings": siblings})
 
         def _json(self, value: Any) -> None:
             self._bytes(json.dumps(value).encode())
 
-        def _bytes(self, data: bytes) -> None:
+        def _bytes(self, data: bytes, broken: bool = False) -> None:
             self.send_response(200)
             self.send_header("content-length", str(len(data)))
             self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
             self.send_header("x-repo-commit", COMMIT)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(data)
+                self.wfile.write(data[: len(data) // 2] if broken else data)
+                self.close_connection = broken
 
     return Handler
 
 
 @contextlib.contextmanager
-def local_hub(folder: Path) -> Iterator[str]:
-    """Serve a folder as a hub; gives its address. Works where HF_HUB_OFFLINE keeps the real hub away."""
+def local_hub(folder: Path, cut: Container[str] = ()) -> Iterator[str]:
+    """Serve a folder as a hub; gives its address. Works where HF_HUB_OFFLINE keeps the real hub away.
+
+    Files named in ``cut``, as ``commit/name``, break off in the middle.
+    """
     offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder, cut))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
