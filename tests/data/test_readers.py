@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +235,14 @@ def test_rewriting(tmp_path: Path) -> None:
 
 def test_dropped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     path = write(tmp_path, "晴\t-\n雨\t1\n \t1\n")
-    left_out = Counter[str]()
+    left_out: list[tuple[str, int | None]] = []
     spec = source(format="tsv", columns=("text", "label"), drop={"label": "-", "text": ""})
-    assert len(list(read_rows(path, spec, left_out=left_out))) == 1
-    assert left_out == {"label is '-'": 1, "text is empty": 1}
+    keep = [*read_rows(path, spec, on_left_out=lambda reason, where: left_out.append((reason, where.line)))]
+    assert len(keep) == 1
+    assert left_out == [("label is '-'", 1), ("text is empty", 3)]
+    spec = source(format="tsv", columns=("text", "label"), drop={"label": tuple("-234567")})
+    assert [*read_rows(path, spec, on_left_out=lambda reason, where: left_out.append((reason, where.line)))]
+    assert left_out[2:] == [("label is one of 7 values", 1)]
 
 
 BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
@@ -322,6 +325,29 @@ def test_broken_files(tmp_path: Path, content: str | bytes, keys: dict[str, Any]
         rows(path, **keys)
     assert str(caught.value).startswith(str(path))
     assert says in str(caught.value)
+
+
+CUT: list[tuple[str, dict[str, Any]]] = [
+    ("text,label\n晴,0\n雨", {"format": "csv"}),
+    ("晴\t0\n雨", {"format": "tsv", "columns": ("text", "label")}),
+    ('{"text": "晴"}\n{"text": "雨', {"format": "jsonl"}),
+    ('<review id="0">\n好\n</review>\n<review id="1">\n', {"format": "reviews"}),
+]
+
+
+@pytest.mark.parametrize(("content", "keys"), CUT, ids=[keys["format"] for _, keys in CUT])
+def test_a_cut_is_no_bad_row_but_the_end_of_the_file(
+    tmp_path: Path, content: str, keys: dict[str, Any]
+) -> None:
+    path, errors = write(tmp_path, content), list[DataError]()
+    with pytest.raises(DataError, match=r"rows.txt:\d: .*: the file is cut"):
+        [*read_rows(path, source(**keys), on_bad=errors.append)]
+    assert not errors
+
+
+def test_a_last_line_without_an_end_may_be_whole(tmp_path: Path) -> None:
+    assert rows(write(tmp_path, "text,label\n晴,0"), format="csv") == [{"text": "晴", "label": "0"}]
+    assert rows(write(tmp_path, '{"text": "晴"}'), format="jsonl") == [{"text": "晴"}]
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path) -> None:

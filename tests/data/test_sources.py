@@ -75,6 +75,18 @@ def test_white_space_does_not_move_a_row() -> None:
     assert group_key(weather(), {"text": "晴", "label": "0"}) == "晴"
 
 
+def test_a_row_without_the_columns_that_place_it_is_bad_in_every_part(tmp_path: Path) -> None:
+    (tmp_path / "weather").mkdir()
+    (tmp_path / "weather/all.csv").write_text("txt,label\n热,晴\n冷,雨\n", encoding="utf-8")
+    task = weather(files={"all": {"path": "all.csv", "format": "csv"}})
+    for split in SPLITS:
+        with pytest.raises(DataError, match=r"all.csv:2: column 'text' is missing; did you mean 'txt'"):
+            texts(task, split, tmp_path)
+        errors: list[DataError] = []
+        assert not texts(task, split, tmp_path, on_bad=errors.append)
+        assert len(errors) == 2
+
+
 def test_excluded_and_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "weather/all.tsv", ["晴", "雨", "雨", "雪"])
     write(tmp_path, "weather/test.tsv", ["晴 "])
@@ -83,9 +95,10 @@ def test_excluded_and_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> 
         files={"all": {"path": "all.tsv", **file}, "test": {"path": "test.tsv", **file}},
         layouts=({"splits": {"train": {"files": "all", "exclude": "test", "distinct": True}}},),
     )
-    left_out = Counter[str]()
-    assert texts(task, "train", tmp_path, left_out=left_out) == ["雨", "雪"]
-    assert left_out == {"in test": 1, "repeated": 1}
+    left_out: list[tuple[str, int | None]] = []
+    keys = {"on_left_out": lambda reason, where: left_out.append((reason, where.line))}
+    assert texts(task, "train", tmp_path, **keys) == ["雨", "雪"]
+    assert left_out == [("in test", 1), ("repeated", 3)]
 
 
 def test_the_first_complete_layout_is_used(tmp_path: Path) -> None:
@@ -200,7 +213,11 @@ def counted(task: TaskSpec, name: str, root: Path, dropped: Counter[str]) -> int
     path, source = located(task, name, root)
     before = dropped.total()
     # the conversion of characters takes long and changes no count
-    rows = read_rows(path, source.model_copy(update={"convert": None}), left_out=dropped)
+    rows = read_rows(
+        path,
+        source.model_copy(update={"convert": None}),
+        on_left_out=lambda reason, where: dropped.update([reason]),
+    )
     where, row = next(rows)
     assert render(task, row, where=where).labelled
     return 1 + sum(1 for _ in rows) + dropped.total() - before

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mp2.data.cache import built_once, content_key, file_hashes
 from mp2.data.duplicates import RULES, DuplicateRules, Hashes, RowKeys, found_in, row_keys
+from mp2.data.readers import OnLeftOut
 from mp2.data.sources import files, layout, read_split
 from mp2.errors import Mp2Error, TaskError, Where
 from mp2.tasks.render import MRCExample, Row, render
@@ -39,7 +40,11 @@ class Rendered:
 
 
 def rendered_chunks(
-    task: TaskSpec, split: str, root: Path, on_bad: Callable[[Mp2Error], None] | None = None
+    task: TaskSpec,
+    split: str,
+    root: Path,
+    on_bad: Callable[[Mp2Error], None] | None = None,
+    on_left_out: OnLeftOut | None = None,
 ) -> Iterator[Rendered]:
     """Rows of a split in chunks; memory is one chunk.
 
@@ -48,9 +53,10 @@ def rendered_chunks(
         split: The split.
         root: Folder of the data sets.
         on_bad: Is given the error of each row that cannot be read or rendered; such rows are left out.
+        on_left_out: Is given the reason and the place of each row that the task file leaves out on purpose.
     """
     report = on_bad or (lambda _: None)
-    rows = read_split(task, split, root, on_bad=report)
+    rows = read_split(task, split, root, on_bad=report, on_left_out=on_left_out)
     while chunk := list(islice(rows, CHUNK)):
         found = Rendered([], [], [])
         for where, row in chunk:

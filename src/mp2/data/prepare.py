@@ -250,7 +250,7 @@ class Preparation:
         progress = _Progress(f"{task.name}/{split}")
         remover = _Remover(self, task, split, report)
         with SplitWriter(folder / ROWS, task) as writer:
-            for chunk in rendered_chunks(task, split, self.root, report.add_bad):
+            for chunk in rendered_chunks(task, split, self.root, report.add_bad, report.leave_out):
                 report.read += len(chunk.rows)
                 keys = row_keys(chunk.examples, self.rules)
                 kept = remover.kept(keys, chunk)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from mp2.tasks.source import FileSource
 Row = dict[str, Any]
 Rows = Iterator[tuple[Where, Row]]
 OnBad = Callable[[DataError], None]
+OnLeftOut = Callable[[str, Where], None]
 Reader = Callable[[Path, FileSource, OnBad], Rows]
 
 
 def read_rows(
-    path: Path, source: FileSource, *, on_bad: OnBad | None = None, left_out: Counter[str] | None = None
+    path: Path, source: FileSource, *, on_bad: OnBad | None = None, on_left_out: OnLeftOut | None = None
 ) -> Rows:
     """Rows of one file as its description says, rewritten and without the dropped ones.
 
@@ -37,10 +37,11 @@ def read_rows(
         path: The file (a folder for the format ``folders``).
         source: How to read it.
         on_bad: Is given each row that cannot be read, and reading goes on; without it the error is raised.
-        left_out: Counts the dropped rows by reason.
+        on_left_out: Is given the reason and the place of each row that the description drops.
 
     Raises:
         DataError: The file as a whole cannot be read (absent, empty, cut, wrongly encoded), or a row cannot.
+            A last line without an end that is no whole row is a cut: nobody knows how many rows are missing.
     """
     bad = on_bad or _raise
     rewrite = rewriter(source)
@@ -56,8 +57,8 @@ def read_rows(
             reason = _dropped(item, source)
             if reason is None:
                 yield where, item
-            elif left_out is not None:
-                left_out[reason] += 1
+            elif on_left_out is not None:
+                on_left_out(reason, where)
     if empty:
         raise DataError(f"{path}: the file has no rows")
 
@@ -103,6 +104,8 @@ def _reshaped(row: Any, source: FileSource) -> list[Row]:
 def _dropped(row: Row, source: FileSource) -> str | None:
     for column, values in source.drop.items():
         if (value := str(row.get(column)).strip()) in values:
+            if len(values) > 4:
+                return f"{column} is one of {len(values)} values"
             return f"{column} is {value!r}" if value else f"{column} is empty"
     return None
 
@@ -120,15 +123,18 @@ def _check_header(path: Path, row: Row) -> None:
 def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
     header = list(source.columns)
-    for where, cells in _csv_records(path, source, bad):
+    for where, cells, ended in _csv_records(path, source, bad):
         if not header:
             header = _header(where, cells)
-        elif row := _row(where, header, cells, bad):
+        elif row := _row(where, header, cells, bad, ended):
             yield where, row
 
 
-def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str]]]:
-    """Cells of each record; a quote that is never closed ends the file, since it would swallow rows."""
+def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str], bool]]:
+    """Cells of each record, and whether its line has an end.
+
+    A quote that is never closed ends the file, since it would swallow rows.
+    """
     delimiter = source.delimiter or ","
     places: list[Where] = []
     raw: list[str] = []
@@ -157,7 +163,7 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
                 f"{places[0]}: the file ends within quotes that open here: it is cut, or lacks a quote"
             )
         if cells:
-            yield places[0], cells
+            yield places[0], cells, raw[-1].endswith("\n")
         raw.clear()
         places.clear()
 
@@ -175,14 +181,14 @@ def _tsv(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """Tables with one line per row and no quotes; blank lines are skipped."""
     delimiter = source.delimiter or "\t"
     header = list(source.columns)
-    for where, line in read_lines(path, source.encoding, source.member):
-        line = line.rstrip("\r\n")
+    for where, whole in read_lines(path, source.encoding, source.member):
+        line = whole.rstrip("\r\n")
         if not line.strip():
             continue
         cells = line.split(delimiter, len(header) - 1) if source.rest and header else line.split(delimiter)
         if not header:
             header = _header(where, cells)
-        elif row := _row(where, header, cells, bad):
+        elif row := _row(where, header, cells, bad, whole.endswith("\n")):
             yield where, row
 
 
@@ -196,9 +202,12 @@ def _header(where: Where, cells: list[str]) -> list[str]:
     return names
 
 
-def _row(where: Where, header: list[str], cells: list[str], bad: OnBad) -> Row | None:
+def _row(where: Where, header: list[str], cells: list[str], bad: OnBad, ended: bool = True) -> Row | None:
     if len(cells) != len(header):
-        bad(DataError(f"{where}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}"))
+        problem = f"{where}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}"
+        if len(cells) < len(header) and not ended:
+            raise DataError(f"{problem} and no end of the line: the file is cut in the middle")
+        bad(DataError(problem))
         return None
     return dict(zip(header, cells, strict=True))
 
@@ -210,8 +219,10 @@ def _jsonl(path: Path, source: FileSource, bad: OnBad) -> Rows:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            cut = ": the file is cut in the middle" if not line.endswith("\n") else ""
-            bad(DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{cut}"))
+            problem = f"{where}: not valid JSON: {error.msg} at column {error.colno}"
+            if not line.endswith("\n"):
+                raise DataError(f"{problem}: the file is cut in the middle") from error
+            bad(DataError(problem))
             continue
         if isinstance(value, dict) or source.each or source.take:
             yield where, value
@@ -249,7 +260,7 @@ def _reviews(path: Path, source: FileSource, bad: OnBad) -> Rows:
             yield place, row | {"text": "\n".join(part for part in text if part)}
             place = None
     if place is not None:
-        bad(DataError(f"{place}: the review that opens here is never closed: the file is cut"))
+        raise DataError(f"{place}: the review that opens here is never closed: the file is cut")
 
 
 def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:

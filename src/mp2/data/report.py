@@ -45,6 +45,8 @@ class SplitReport:
         read: Rows found in them for this split.
         kept: Rows prepared.
         bad: Kind of mistake -> how many rows have it, with the first messages.
+        left_out: Reason that the task file gives (``label is '-'``, ``in dev``) -> how many rows of the
+            files, with the first places; they do not count as read.
         removed: Reason (``in chnsent/test``, ``a copy``) -> how many rows, with the first places.
         copies_kept: Rows of a test set that are copies of another; test sets stay as published.
         tokens: Mean, quantiles and maximum of the tokens of a row's longest window.
@@ -61,6 +63,7 @@ class SplitReport:
     read: int = 0
     kept: int = 0
     bad: dict[str, Tally] = field(default_factory=dict)
+    left_out: dict[str, Tally] = field(default_factory=dict)
     removed: dict[str, Tally] = field(default_factory=dict)
     copies_kept: int = 0
     tokens: dict[str, float] = field(default_factory=dict)
@@ -77,6 +80,10 @@ class SplitReport:
         if kind not in self.bad and len(self.bad) >= KINDS:
             kind = "other mistakes"
         self.bad.setdefault(kind, Tally()).add(str(error))
+
+    def leave_out(self, reason: str, where: Where) -> None:
+        """Count a row that the task file leaves out on purpose."""
+        self.left_out.setdefault(reason, Tally()).add(str(where))
 
     def remove(self, reason: str, where: Where) -> None:
         """Count a row that is taken out although nothing is wrong with it."""
@@ -101,10 +108,10 @@ class SplitReport:
                 + "\n".join(_mistakes(self))
             )
         if not self.kept:
-            gone = "; ".join(f"{tally.count:,} {reason}" for reason, tally in self.removed.items())
             raise DataError(
                 f"{name}: the split is empty: {self.read:,} rows read from {', '.join(self.files)}"
-                + (f", removed: {gone}" if gone else "")
+                + _gone(", removed", self.removed)
+                + _gone(", left out by the task file", self.left_out)
             )
 
     def measure(self, split: PreparedSplit, room: int) -> None:
@@ -135,7 +142,8 @@ class SplitReport:
     def from_dict(cls, raw: dict[str, Any]) -> SplitReport:
         """The report from what :meth:`as_dict` gave."""
         tallies = {
-            name: {key: Tally(**tally) for key, tally in raw[name].items()} for name in ("bad", "removed")
+            name: {key: Tally(**tally) for key, tally in raw[name].items()}
+            for name in ("bad", "left_out", "removed")
         }
         return cls(**(raw | tallies))
 
@@ -149,6 +157,11 @@ def _balance(split: PreparedSplit) -> dict[str, int]:
     counts = np.bincount(labels[labels >= 0], minlength=len(task.labels)).tolist()
     names = task.labels or [f"option {index + 1}" for index in range(len(counts))]
     return dict(zip(names, counts, strict=True))
+
+
+def _gone(how: str, tallies: dict[str, Tally]) -> str:
+    told = (f"{tally.count:,} {reason}, such as {tally.first[0]}" for reason, tally in tallies.items())
+    return f"{how}: {'; '.join(told)}" if tallies else ""
 
 
 def _mistakes(report: SplitReport) -> list[str]:
@@ -183,8 +196,9 @@ def _short_balance(balance: dict[str, int]) -> str:
 def _notes(report: SplitReport) -> list[str]:
     name = f"{report.task}/{report.split}"
     notes = [
-        f"- {name}: {tally.count:,} removed: {reason}, such as {', '.join(tally.first[:2])}"
-        for reason, tally in sorted(report.removed.items(), key=lambda item: -item[1].count)
+        f"- {name}: {tally.count:,} {how}: {reason}, such as {', '.join(tally.first[:2])}"
+        for how, tallies in (("removed", report.removed), ("left out by the task file", report.left_out))
+        for reason, tally in sorted(tallies.items(), key=lambda item: -item[1].count)
     ]
     notes += [f"- {name}: {line.strip()}" for line in _mistakes(report)]
     if report.copies_kept:

@@ -7,12 +7,11 @@ which needs no second pass and gives the same parts on every machine. Rendering,
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from mp2.data.readers import OnBad, Row, Rows, read_rows
+from mp2.data.readers import OnBad, OnLeftOut, Row, Rows, read_rows
 from mp2.errors import DataError, nearest
 from mp2.tasks.source import DataSource, FileSource, Layout, SplitSource
 from mp2.tasks.spec import TaskSpec
@@ -98,7 +97,7 @@ def read_split(
     root: Path,
     *,
     on_bad: OnBad | None = None,
-    left_out: Counter[str] | None = None,
+    on_left_out: OnLeftOut | None = None,
 ) -> Rows:
     """Rows of one split, streamed.
 
@@ -106,8 +105,9 @@ def read_split(
         task: A catalogue task, or one with a ``data:`` section of its own.
         split: ``train``, ``dev``, ``pool`` or ``test``.
         root: Folder that holds the data sets' folders.
-        on_bad: Is given each row that cannot be read; without it the error is raised.
-        left_out: Counts by reason the rows that the task file leaves out on purpose.
+        on_bad: Is given each row that cannot be read; without it the error is raised. A row whose split
+            cannot be told is one of every split that its file has a part in.
+        on_left_out: Is given the reason and the place of each row that the task file leaves out on purpose.
 
     Raises:
         DataError: The data are not there, the split is unknown, or a file or row cannot be read.
@@ -119,9 +119,8 @@ def read_split(
     excluded = {
         _digest(_inputs(task, row)) for name in source.exclude for _, row in _file_rows(data, name, root)
     }
-    tally = Counter[str]() if left_out is None else left_out
-    rows = chain.from_iterable(_file_rows(data, name, root, on_bad, tally) for name in source.files)
-    return _select(task, source, excluded, rows, tally)
+    rows = chain.from_iterable(_file_rows(data, name, root, on_bad, on_left_out) for name in source.files)
+    return _select(task, source, excluded, rows, on_bad, on_left_out)
 
 
 def group_key(task: TaskSpec, row: Row) -> str:
@@ -137,20 +136,33 @@ def position(key: str) -> float:
 
 
 def _select(
-    task: TaskSpec, source: SplitSource, excluded: set[bytes], rows: Rows, left_out: Counter[str]
+    task: TaskSpec,
+    source: SplitSource,
+    excluded: set[bytes],
+    rows: Rows,
+    on_bad: OnBad | None,
+    on_left_out: OnLeftOut | None,
 ) -> Rows:
+    leave = on_left_out or (lambda reason, where: None)
     low, high = source.fraction
     seen: set[bytes] = set()
     for where, row in rows:
-        if (low, high) != (0.0, 1.0) and not low <= position(group_key(task, row)) < high:
-            continue
+        if (low, high) != (0.0, 1.0):
+            if (absent := _absent(task, row)) is not None:
+                error = DataError(f"{where}: column {absent!r} is missing; {nearest(absent, row)}")
+                if on_bad is None:
+                    raise error
+                on_bad(error)
+                continue
+            if not low <= position(group_key(task, row)) < high:
+                continue
         if source.exclude or source.distinct:
             digest = _digest(_inputs(task, row))
             if digest in excluded:
-                left_out[f"in {' or '.join(source.exclude)}"] += 1
+                leave(f"in {' or '.join(source.exclude)}", where)
                 continue
             if source.distinct and digest in seen:
-                left_out["repeated"] += 1
+                leave("repeated", where)
                 continue
             seen.add(digest)
         yield where, row
@@ -161,12 +173,18 @@ def _file_rows(
     name: str,
     root: Path,
     on_bad: OnBad | None = None,
-    left_out: Counter[str] | None = None,
+    on_left_out: OnLeftOut | None = None,
 ) -> Rows:
     place = _locate(data, name, root)
     if place is None:
         raise DataError(f"{root / data.folder[0]}: the file {name!r} is not there")
-    return read_rows(place[0], place[1], on_bad=on_bad, left_out=left_out)
+    return read_rows(place[0], place[1], on_bad=on_bad, on_left_out=on_left_out)
+
+
+def _absent(task: TaskSpec, row: Row) -> str | None:
+    """A column that the group key needs and the row lacks."""
+    columns = (task.data.group_by if task.data else ()) or map(task.column, task.template_fields)
+    return next((column for column in columns if column not in row), None)
 
 
 def _inputs(task: TaskSpec, row: Row) -> str:

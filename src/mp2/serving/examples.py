@@ -183,7 +183,8 @@ def _parse(format_: str, content: str, checked: Checked, most: int) -> list[tupl
     """Rows of an uploaded file with their line; rows that cannot be read become problems."""
     with tempfile.TemporaryDirectory(prefix="mp2-upload-") as folder:
         path = Path(folder) / f"upload.{format_}"
-        path.write_text(content, encoding="utf-8", newline="")
+        # the last line of what people paste has no end, which in a file would mean that it is cut
+        path.write_text(content if content.endswith("\n") else f"{content}\n", encoding="utf-8", newline="")
 
         def plain(error: DataError) -> str:
             return str(error).replace(f"{path}:", "line ").replace(str(path), "the upload")
