@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -49,6 +50,25 @@ def test_splits_are_read_encoded_and_told(
     assert "| shop/test | 10 | 10 | 0 | 0 |" in report_table(list(shop.reports.values()))
     with pytest.raises(DataError, match=r"no prepared split 'trian'; did you mean 'train'"):
         shop.split("trian")
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_shows_a_bar(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    terminal, shop = _Terminal(), _shop(tmp_path)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    _prepare(tmp_path, encoder, shop)
+    if workers > 1:
+        _prepare(tmp_path, encoder, shop, shop, workers=2)
+    shown = terminal.getvalue()
+    assert "[######--------------] 1 of 3 splits" in shown and "[####################] 3 of 3 splits" in shown
+    assert shown.endswith("\r\033[K") and (workers == 1 or "] 6 of 6 splits" in shown)
 
 
 @pytest.mark.parametrize("family", ["pair", "choice", "extraction", "reading"])
@@ -180,6 +200,20 @@ def test_a_row_too_long_for_the_window_is_a_bad_row(tmp_path: Path, encoder: Enc
     assert (report.read, report.kept) == (30, 29)
     [tally] = report.bad.values()
     assert "train.jsonl:6: the question needs" in tally.first[0]
+
+
+def test_what_a_task_file_leaves_out_is_told(tmp_path: Path, encoder: Encoder) -> None:
+    rows = texts(0, 60)
+    rows[3]["label"] = rows[9]["label"] = "-"
+    write_csv(tmp_path / "shop" / "train.csv", rows)
+    write_csv(tmp_path / "shop" / "test.csv", texts(1000, 10))
+    raw = task("shop", downstream=True).model_dump()
+    raw["data"]["files"]["train"][0]["drop"] = {"label": "-"}
+    prepared = _prepare(tmp_path, encoder, TaskSpec.model_validate(raw))["shop"]
+    report = prepared.reports["pool"]
+    assert report.read == 58 and report.left_out["label is '-'"].count == 2
+    told = report_table([report])
+    assert "- shop/pool: 2 left out by the task file: label is '-', such as" in told and "train.csv:5" in told
 
 
 def test_an_empty_split_is_told(tmp_path: Path, encoder: Encoder) -> None:

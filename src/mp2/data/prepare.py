@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from mp2.data.leaks import (
     protected_splits,
     rendered_chunks,
 )
+from mp2.data.progress import Bar, Progress
 from mp2.data.report import SplitReport
 from mp2.data.sources import files, group_key, layout, missing
 from mp2.data.store import FORMAT, PreparedSplit, SplitWriter
@@ -107,17 +108,31 @@ def prepare(
         if absent := missing(task, root):
             raise DataError(absent)
     guarded = downstream_at_hand(root) if protect is None else list(protect)
-    job = Preparation(root, encoder, cache_dir, tuple(guarded), max_bad, rules)
     wanted = [_splits(task, root, splits) for task in tasks]
-    if workers > 1 and len(tasks) > 1:
-        if any(name in UPSTREAM for names in wanted for name in names):
-            job.downstream  # noqa: B018  # before the workers, who would wait for one another
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-            done = list(pool.map(job.task, tasks, wanted))
-    else:
-        done = [job.task(task, names) for task, names in zip(tasks, wanted, strict=True)]
+    bar = Bar(sum(map(len, wanted)))
+    job = Preparation(root, encoder, cache_dir, tuple(guarded), max_bad, rules, bar)
+    try:
+        done = _all_tasks(job, tasks, wanted, workers)
+    finally:
+        bar.clear()
     return {task.name: prepared for task, prepared in zip(tasks, done, strict=True)}
+
+
+def _all_tasks(
+    job: Preparation, tasks: Sequence[TaskSpec], wanted: Sequence[Sequence[str]], workers: int
+) -> list[PreparedTask]:
+    """Prepare whole tasks, here or in processes of their own."""
+    if workers <= 1 or len(tasks) <= 1:
+        return [job.task(task, names) for task, names in zip(tasks, wanted, strict=True)]
+    if any(name in UPSTREAM for names in wanted for name in names):
+        job.downstream  # noqa: B018  # before the workers, who would wait for one another
+    context = multiprocessing.get_context("spawn")
+    done = []
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        for prepared in pool.map(replace(job, bar=Bar(0)).task, tasks, wanted):
+            done.append(prepared)
+            job.bar.step(len(prepared.splits))
+    return done
 
 
 def prepare_suites(
@@ -190,6 +205,7 @@ class Preparation:
     protect: tuple[TaskSpec, ...]
     max_bad: float
     rules: DuplicateRules
+    bar: Bar
 
     @cached_property
     def downstream(self) -> KnownTexts:
@@ -235,6 +251,7 @@ class Preparation:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / REPORT}: damaged ({error}); remove {folder}") from error
         report.check(self.max_bad)
+        self.bar.step()
         return PreparedSplit(folder / ROWS, task, f"{task.name}/{split}"), report
 
     def _split_key(self, task: TaskSpec, split: str) -> str:
@@ -247,7 +264,7 @@ class Preparation:
     def _build(self, task: TaskSpec, split: str, folder: Path) -> None:
         begin = time.monotonic()
         report = SplitReport(task.name, split, [path.name for path in files(task, self.root)])
-        progress = _Progress(f"{task.name}/{split}")
+        progress = Progress(f"{task.name}/{split}", self.bar)
         remover = _Remover(self, task, split, report)
         with SplitWriter(folder / ROWS, task) as writer:
             for chunk in rendered_chunks(task, split, self.root, report.add_bad, report.leave_out):
@@ -319,24 +336,3 @@ def _groups(task: TaskSpec, chunk: Rendered, keys: RowKeys) -> NDArray[np.uint64
         return keys.identity
     numbers = [content_key(group_key(task, dict(row))) for row in chunk.rows]
     return np.array([int(number, 16) for number in numbers], dtype=np.uint64)
-
-
-class _Progress:
-    """One line on stderr per split; on a terminal it counts rows while they are read."""
-
-    def __init__(self, name: str, interval: float = 0.5) -> None:
-        self.name, self.interval = name, interval
-        self._shown = time.monotonic()
-
-    def show(self, rows: int) -> None:
-        """Say how far it is, at most once per interval."""
-        now = time.monotonic()
-        if sys.stderr.isatty() and now - self._shown > self.interval:
-            self._shown = now
-            print(f"\r{self.name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
-
-    def end(self, report: SplitReport) -> None:
-        """Say what came of it."""
-        start = "\r" if sys.stderr.isatty() else ""
-        line = f"{self.name}: {report.kept:,} of {report.read:,} rows kept, {report.seconds:.1f} s"
-        print(f"{start}{line}", file=sys.stderr, flush=True)
