@@ -158,3 +158,28 @@ def test_layers_that_move_drop_or_are_no_plain_ones_are_left_to_hugging_face(bac
     backbone.requires_grad_(False)
     assert not frozen.runs(layer.bfloat16())
     assert not frozen.runs(torch.nn.Linear(2, 2))
+
+
+def test_products_are_taken_over_few_numbers_of_rows(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not frozen._ORDERED:
+        pytest.skip("this release of torch has no products in oneDNN's order")
+    seen: set[int] = set()
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def counting(x: Tensor, *rest: object) -> Tensor:
+        seen.add(len(x))
+        return product(x, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counting)
+    prompts = torch.randn(1, LAYERS, LENGTH, HIDDEN, requires_grad=True)
+    for length in range(4, 20):
+        ids = torch.randint(5, 90, (3, length))
+        with torch.no_grad():
+            backbone(ids, torch.ones_like(ids, dtype=torch.bool), picks=torch.tensor([[1, 2]] * 3))
+        backbone(ids, torch.ones_like(ids, dtype=torch.bool), Prompts(prompts)).sum().backward()
+    assert seen == {16, 32, 48, 64}
+    sizes = {rows: frozen.round_rows(rows) for rows in range(8193)}
+    assert all(rows <= size <= max(rows + 15, rows * 17 / 16) for rows, size in sizes.items())
+    assert len(set(sizes.values())) < 110

@@ -84,11 +84,7 @@ class _Product:
     def product(self, x: Tensor, activation: str = "none") -> Tensor:
         """Without a gradient; ``activation`` is ``none`` or ``gelu``."""
         if _ORDERED:
-            shape = "none" if activation == "gelu" else ""  # gelu's own form: the exact one
-            made: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.ordered, self.bias, activation, [], shape
-            )
-            return made
+            return _fused(x, self.ordered, self.bias, activation)
         plain = F.linear(x, self.ordered, self.bias)
         return F.gelu(plain) if activation == "gelu" else plain
 
@@ -98,16 +94,37 @@ class _Product:
             return gradient @ self.ordered
         if self.turned is None:
             self.turned = _ordered(self._weight().t().contiguous())
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(
-            gradient.contiguous(), self.turned, None, "none", [], ""
-        )
-        return made
+        return _fused(gradient, self.turned)
 
 
 def _ordered(weight: Tensor) -> Tensor:
     """A weight in the order in which oneDNN reads it."""
     found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None) if _ORDERED else weight
     return found
+
+
+def _fused(x: Tensor, ordered: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """The product as oneDNN takes it, ``(..., in)`` to ``(..., out)``, over a round number of rows.
+
+    oneDNN compiles a kernel for each number of rows that it meets, in half a millisecond, and keeps the last
+    thousand, each of half a mebibyte or more. Batches of ever other shapes would fill that for many minutes.
+    """
+    shape, wide = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    rows = len(wide)
+    if rows < (full := round_rows(rows)):
+        wide = F.pad(wide, (0, 0, 0, full - rows))
+    form = "none" if activation == "gelu" else ""  # gelu's own form: the exact one
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(wide, ordered, bias, activation, [], form)
+    return made[:rows].view(*shape, -1)
+
+
+def round_rows(rows: int) -> int:
+    """The next of few sizes: multiples of 16, from 512 on of ever larger powers of two.
+
+    Adds up to 15 rows, beyond 256 a sixteenth at most.
+    """
+    step = 1 << max(4, rows.bit_length() - 5)
+    return -(-rows // step) * step
 
 
 class _ToInput(torch.autograd.Function):
