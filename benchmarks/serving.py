@@ -10,7 +10,8 @@ rows over the shipped bank; every request is one text. What is measured:
   1,000 and 10,000 tasks. A step is held when at least 99 % of what arrived was answered;
 * one at a time: the same closed loop against the same server with batches of one row, in turns;
 * thousand tasks against one: the closed loop, in turns;
-* overload: twice that throughput for a minute (``--quick``: 15 s).
+* overload: twice that throughput for a minute (``--quick``: 15 s). ``--overload 5`` does this alone, for five
+  minutes after another, and says after each what memory the server holds.
 
 ``--quick`` keeps its time by construction: what is left of it is shared out over what is left to measure, so
 on a slow machine every measurement becomes shorter (:class:`Pace`).
@@ -277,12 +278,25 @@ def overload(bench: Bench, server: Server, rate: float, seconds: float) -> None:
     bench.run("twice (begin)", server, 1000, seconds / 4, 2 * rate)
     early = server.memory
     run = bench.run("twice", server, 1000, seconds, 2 * rate)
-    grown = (server.memory - early) / 2**20
+    now = server.memory / 2**20
     print(
         f"overload for {run['seconds']} s: slowest accepted {run['max_ms']} ms of {DEADLINE_MS} ms; p99 of"
         f" refusals {run['refused_p99_ms']} ms; {run['hanging']} hanging, {run['no_retry_after']} without"
-        f" Retry-After, statuses {run['statuses']}; memory grew by {grown:.1f} MiB"
+        f" Retry-After, statuses {run['statuses']}; memory {now:.0f} MiB ({now - early / 2**20:+.1f})"
     )
+
+
+def overload_alone(minutes: int, options: Sequence[str]) -> None:
+    """Nothing but overload, minute after minute."""
+    with tempfile.TemporaryDirectory() as scratch, loading() as load:
+        folder, bench = Path(scratch) / "tasks", Bench(load, Pace(math.inf, 1.0))
+        make_tasks(folder, load_base(), 1000)
+        with serving(folder, Path(scratch) / "log", *options) as server:
+            server.ask_once(range(1000))
+            bench.run("warm-up", server, 1000, WARM_UP)
+            full = bench.run("saturated", server, 1000, 3 * WARM_UP)["answered"]
+            for _ in range(minutes):
+                overload(bench, server, full, 48.0)  # and a quarter of that before
 
 
 def measure(effort: Effort, options: Sequence[str], out: Path | None) -> dict[str, Any]:
@@ -334,8 +348,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the summary as the last line")
     parser.add_argument("--out", type=Path, help="JSON file for every run")
     parser.add_argument("--threads", help="threads of a forward (an option of mp2 serve)")
+    parser.add_argument("--overload", type=int, metavar="MINUTES", help="overload alone, for so long")
     arguments = parser.parse_args()
     options = ("--threads", arguments.threads) if arguments.threads else ()
+    if arguments.overload:
+        overload_alone(arguments.overload, options)
+        return
     summary = measure(QUICK if arguments.quick else FULL, options, arguments.out)
     if arguments.json:
         print(json.dumps(summary))

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from mp2.errors import Mp2Error
 from mp2.serving.batcher import BusyError, LateError
 from mp2.serving.edge import Edge
+from mp2.serving.gate import Gate, refused
 from mp2.serving.problem import TYPES, ProblemError
 from mp2.serving.routes import jobs, predict, tasks
 from mp2.serving.routes.access import caller, refusals
@@ -49,6 +50,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     settings = service.settings
+    app.add_middleware(Gate, service=service)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
     app.add_middleware(Edge, body_bytes=settings.body_bytes, stall=settings.stall, meters=service.meters)
     app.include_router(predict.router)
@@ -99,8 +101,7 @@ def _errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> JSONResponse:
-        service.meters.refused.labels("busy").inc()
-        return ProblemError(429, "busy", str(error), retry_after=error.retry_after).response()
+        return refused(service, error)
 
     @app.exception_handler(LateError)
     async def late(request: Request, error: LateError) -> JSONResponse:

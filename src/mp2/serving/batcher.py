@@ -104,6 +104,19 @@ class Batcher:
         """Begin to compute; needs a running event loop."""
         self._task = asyncio.create_task(self._run())
 
+    def refusal(self, rows: int, cost: int, seconds: float) -> tuple[str, float] | None:
+        """Why some rows of some cost would not be let in now, and after how long to come back; else None.
+
+        Who finds the machine idle is tried at least: so a wrong estimate is mended.
+        """
+        if self._closing:
+            return "the server is closing", 5
+        if len(self._queue) + rows > self._limit:
+            return f"{len(self._queue)} rows are waiting, the most is {self._limit}", self.wait
+        if self._cost and (needed := self._needed(rows, cost)) > seconds:
+            return _short(needed, seconds), self.wait
+        return None
+
     async def submit(self, rows: Sequence[Row], seconds: float) -> list[Outcome]:
         """Answer rows within some seconds.
 
@@ -111,17 +124,11 @@ class Batcher:
             BusyError: There is no room, no time, or the server is closing.
             LateError: The deadline passed nevertheless.
         """
-        if self._closing:
-            raise BusyError("the server is closing", 5)
         costs = [row_cost(row) for row in rows]
-        if len(self._queue) + len(rows) > self._limit:
-            raise BusyError(f"{len(self._queue)} rows are waiting, the most is {self._limit}", self.wait)
-        estimate = self._promised(self._estimate(len(self._queue) + len(rows), sum(costs)), MARGIN)
-        first = not self._cost  # who finds the machine idle is tried at least: so a wrong estimate is mended
+        first = not self._cost
         # made where it is raised: an error that its frame keeps is garbage until the next full collection
-        busy = partial(BusyError, f"the work would take {estimate:.1f} s, the deadline is {seconds:.1f} s")
-        if estimate > seconds and not first:
-            raise busy(self.wait)
+        if (reason := self.refusal(len(rows), sum(costs), seconds)) is not None:
+            raise BusyError(*reason)
         loop = asyncio.get_running_loop()
         end, future = loop.time() + seconds, loop.create_future()
         request = _Request(rows, end, first, future, [None] * len(rows), len(rows))
@@ -129,8 +136,8 @@ class Batcher:
         self._cost += sum(costs)
         self._wake.set()
         late: Callable[[], Exception] = partial(LateError, f"no answer within {seconds:.1f} s")
-        if estimate > seconds:
-            late = partial(busy, self.wait)
+        if first and (needed := self._needed(0, 0)) > seconds:
+            late = partial(BusyError, _short(needed, seconds), self.wait)
         timer = loop.call_at(end, _expire, future, late)
         try:
             await future
@@ -167,6 +174,10 @@ class Batcher:
             self._learn(batch, time.perf_counter() - begin)
             for queued, outcome in zip(batch, outcomes, strict=True):
                 _deliver(queued, outcome)
+
+    def _needed(self, rows: int, cost: int) -> float:
+        """Seconds that must be left for some more rows to be let in."""
+        return self._promised(self._estimate(len(self._queue) + rows, cost), MARGIN)
 
     def _estimate(self, rows: int, more: int) -> float:
         """Seconds until ``rows`` rows are done that wait or will, beside those being computed."""
@@ -221,6 +232,10 @@ def row_cost(row: Row) -> int:
     if isinstance(values, str):
         return ROW_COST + len(values)
     return ROW_COST + sum(len(value) for value in values.values() if isinstance(value, (str, list)))
+
+
+def _short(needed: float, seconds: float) -> str:
+    return f"the work would take {needed:.1f} s, the deadline is {seconds:.1f} s"
 
 
 def _expire(future: asyncio.Future[None], error: Callable[[], Exception]) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from mp2.errors import ConfigError
 from mp2.serving.edge import FACTS
@@ -51,18 +53,28 @@ ServiceOf = Annotated[Service, Depends(service_of)]
 async def caller(
     request: Request,
     service: ServiceOf,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],  # for the schema
 ) -> Key | None:
     """The key of a request; None where the server asks for none."""
+    return admit(service, request.scope)
+
+
+def admit(service: Service, scope: Scope) -> Key | None:
+    """The key of a request, which is counted; None where the server asks for none.
+
+    Raises:
+        ProblemError: No valid key, or one that has asked too often.
+    """
     if service.keys is None:
         return None
+    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
     try:
-        key = service.keys.check(credentials.credentials) if credentials else None
+        key = service.keys.check(token.strip()) if scheme.lower() == "bearer" else None
     except ConfigError:
         raise ProblemError(503, "keys", "the server's key file cannot be read") from None
     if key is None:
         raise ProblemError(401, "unauthorised", "send a valid API key: 'Authorization: Bearer mp2-...'")
-    request.scope[FACTS]["key"] = key.name
+    scope[FACTS]["key"] = key.name
     wait = service.keys.wait(key)
     if wait:
         service.meters.refused.labels("rate").inc()

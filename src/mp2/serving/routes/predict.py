@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.types import Scope
 
 from mp2.errors import CheckpointError, Mp2Error
 from mp2.serving.batcher import Outcome
@@ -29,7 +30,7 @@ async def predict(
         raise unknown(task)
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     request.scope[FACTS].update(task=task, rows=len(inputs))
-    outcomes = await service.answer([(task, item) for item in inputs], _left(request, body.timeout_ms))
+    outcomes = await service.answer([(task, item) for item in inputs], left(request.scope, body.timeout_ms))
     problems = [
         (index, _problem(service, task, outcome))
         for index, outcome in enumerate(outcomes)
@@ -47,7 +48,7 @@ async def predict_mixed(body: MixedBody, request: Request, service: ServiceOf, k
     """Answer inputs of any tasks; an input that cannot be answered gets an error in its place."""
     request.scope[FACTS].update(rows=len(body.requests))
     rows = [(item.task, item.input) for item in body.requests]
-    outcomes = await service.answer(rows, _left(request, body.timeout_ms))
+    outcomes = await service.answer(rows, left(request.scope, body.timeout_ms))
     shown = [
         {"task": item.task, **_shown(service, item.task, outcome)}
         for item, outcome in zip(body.requests, outcomes, strict=True)
@@ -60,9 +61,9 @@ def unknown(task: str) -> ProblemError:
     return ProblemError(404, "unknown_task", f"no task {task[:80]!r}; GET /v1/tasks lists them")
 
 
-def _left(request: Request, timeout_ms: int) -> float:
+def left(scope: Scope, timeout_ms: int) -> float:
     """Seconds that are left of a deadline, which counts from when the request came."""
-    began: float = request.scope[BEGAN]
+    began: float = scope[BEGAN]
     return max(0.001, began + timeout_ms / 1000 - time.monotonic())
 
 
