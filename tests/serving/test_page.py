@@ -9,6 +9,7 @@ import base64
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,15 @@ def test_an_answer_is_marked_in_its_text_and_a_wrong_file_explained(page_open: P
     until(page, lambda: at(page, "card").is_displayed())
     Select(at(page, "task")).select_by_value("targets")
     until(page, lambda: at(page, "facts").text.count("Extraction"))
-    text = "𠮷上海的咖啡店很好"  # the first character is two UTF-16 units: offsets count characters
-    answer = type_and_ask(page, text)
-    assert answer.find_element(By.TAG_NAME, "p").text == text
-    marks = answer.find_elements(By.TAG_NAME, "mark")
-    assert not marks or marks[0].text == answer.find_element(By.TAG_NAME, "strong").text
+    marked = 0
+    for place in ("上海", "广州", "成都", "西安"):  # the untrained model finds no answer in some
+        text = f"𠮷{place}的咖啡店很好"  # the first character is two UTF-16 units: offsets count characters
+        answer = type_and_ask(page, text)
+        assert answer.find_element(By.TAG_NAME, "p").text == text
+        for mark in answer.find_elements(By.TAG_NAME, "mark"):
+            assert mark.text == answer.find_element(By.TAG_NAME, "strong").text
+            marked += 1
+    assert marked
     shoot(page, "6-extraction-en")
     at(page, "examples").send_keys("text,label\n好,好评\n坏\n")
     at(page, "check").click()
@@ -159,6 +164,31 @@ def test_an_answer_is_marked_in_its_text_and_a_wrong_file_explained(page_open: P
     size(page, PHONE, 740, mobile=True)
     no_overflow(page)
     shoot(page, "8-wrong-phone-en")
+    no_complaints(page)
+
+
+def test_a_file_is_opened_and_a_task_downloaded_and_deleted(page_open: Page, tmp_path: Path) -> None:
+    page = page_open
+    until(page, lambda: at(page, "card").is_displayed())
+    file = tmp_path / "Shop reviews.tsv"
+    file.write_text("text\tlabel\n" + "好吃，\t好评\n难吃,\t差评\n" * 8, encoding="utf-8")
+    at(page, "file").send_keys(str(file))
+    until(page, lambda: at(page, "examples").get_attribute("value").startswith("text\tlabel"))
+    assert at(page, "name").get_attribute("value") == "shop-reviews"
+    at(page, "check").click()
+    until(page, lambda: at(page, "adapt-form").is_displayed())
+    assert "repeat" in at(page, "warnings").text
+
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    Select(at(page, "task")).select_by_value("reviews")
+    until(page, lambda: at(page, "facts").text.count("made-router"))
+    at(page, "download").click()
+    until(page, (tmp_path / "reviews.zip").exists)
+    assert "reviews/adapter.safetensors" in zipfile.ZipFile(tmp_path / "reviews.zip").namelist()
+
+    at(page, "delete").click()
+    page.switch_to.alert.accept()
+    until(page, lambda: len(Select(at(page, "task")).options) == 2)
     no_complaints(page)
 
 

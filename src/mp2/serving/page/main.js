@@ -4,7 +4,7 @@ import { getJson, key } from "/page/api.js";
 import { PHONE } from "/page/draw.js";
 import { setUpMaking } from "/page/making.js";
 import { setUpUsing } from "/page/using.js";
-import { say, show, speak } from "/page/words.js";
+import { show, speak } from "/page/words.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -38,7 +38,6 @@ async function begin() {
   matchMedia(`(width < ${PHONE}px)`).addEventListener("change", making.redraw);
   const open = async () => { await using.open(); await attempt(at("adapt"), making.rejoin); };
   at("key").addEventListener("change", () => { key.set(at("key").value); attempt(null, open); });
-  document.title = `mp2 · ${say("tagline")}`;
   if (!about.needs_key || key.get()) await open();
 }
 

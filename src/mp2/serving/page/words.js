@@ -80,6 +80,7 @@ export function speak(next) {
 // Put the words into every element that asks for them.
 export function show() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  document.title = `mp2 · ${say("tagline")}`;
   for (const element of document.querySelectorAll("[data-words]")) element.textContent = say(element.dataset.words);
   for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = say(element.dataset.placeholder);
   document.getElementById("language").textContent = say("other");
