@@ -146,15 +146,11 @@ def test_an_answer_is_marked_in_its_text_and_a_wrong_file_explained(page_open: P
     until(page, lambda: at(page, "card").is_displayed())
     Select(at(page, "task")).select_by_value("targets")
     until(page, lambda: at(page, "facts").text.count("Extraction"))
-    marked = 0
-    for place in ("上海", "广州", "成都", "西安"):  # the untrained model finds no answer in some
-        text = f"𠮷{place}的咖啡店很好"  # the first character is two UTF-16 units: offsets count characters
-        answer = type_and_ask(page, text)
-        assert answer.find_element(By.TAG_NAME, "p").text == text
-        for mark in answer.find_elements(By.TAG_NAME, "mark"):
-            assert mark.text == answer.find_element(By.TAG_NAME, "strong").text
-            marked += 1
-    assert marked
+    text = "𠮷上海的咖啡店很好"  # the first character is two UTF-16 units: offsets count characters
+    answer = type_and_ask(page, text)
+    assert answer.find_element(By.TAG_NAME, "p").text == text
+    mark = answer.find_element(By.TAG_NAME, "mark").text
+    assert mark and mark == answer.find_element(By.TAG_NAME, "strong").text
     shoot(page, "6-extraction-en")
     at(page, "examples").send_keys("text,label\n好,好评\n坏\n")
     at(page, "check").click()
