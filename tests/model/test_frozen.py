@@ -183,3 +183,5 @@ def test_products_are_taken_over_few_numbers_of_rows(
     sizes = {rows: frozen.round_rows(rows) for rows in range(8193)}
     assert all(rows <= size <= max(rows + 15, rows * 17 / 16) for rows, size in sizes.items())
     assert len(set(sizes.values())) < 110
+    nothing = torch.zeros(2, 0, HIDDEN)
+    assert frozen._fused(nothing, frozen._ordered(torch.eye(HIDDEN))).shape == nothing.shape

@@ -98,6 +98,7 @@ def test_a_key_is_needed_and_counted_once(busy: tuple[Client, Service]) -> None:
         (b"{", 422),
         (b'{"timeout_ms": "soon"}', 422),
         (b'{"timeout_ms": -1}', 422),
+        (b'{"timeout_ms": 1' + b"0" * 400 + b"}", 422),
         (b"[1]", 422),
         (b"\xff", 400),
         (b"[" * 10_000, 400),

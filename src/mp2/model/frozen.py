@@ -115,7 +115,7 @@ def _fused(x: Tensor, ordered: Tensor, bias: Tensor | None = None, activation: s
         wide = F.pad(wide, (0, 0, 0, full - rows))
     form = "none" if activation == "gelu" else ""  # gelu's own form: the exact one
     made: Tensor = torch.ops.mkldnn._linear_pointwise(wide, ordered, bias, activation, [], form)
-    return made[:rows].view(*shape, -1)
+    return made[:rows].view(*shape, made.shape[-1])
 
 
 def round_rows(rows: int) -> int:

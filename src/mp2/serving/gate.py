@@ -19,7 +19,7 @@ from mp2.serving.batcher import ROW_COST, BusyError
 from mp2.serving.problem import ProblemError
 from mp2.serving.routes import predict
 from mp2.serving.routes.access import admit
-from mp2.serving.schemas import DEADLINE_MS
+from mp2.serving.schemas import DEADLINE_MS, LONGEST_MS
 from mp2.serving.service import Service
 
 SHORT = 1 << 14  # bytes of a body that is looked into; longer ones cost more to read than to refuse
@@ -101,4 +101,4 @@ def _allowed_ms(message: Message | None) -> int | None:
     except (ValueError, RecursionError):
         return None
     allowed = found.get("timeout_ms", DEADLINE_MS) if isinstance(found, dict) else None
-    return allowed if type(allowed) is int and allowed > 0 else None
+    return allowed if type(allowed) is int and 0 < allowed <= LONGEST_MS else None

@@ -14,6 +14,7 @@ COLUMNS = 64
 OPTIONS = 200
 TASK_FILE_CHARACTERS = 16_384
 DEADLINE_MS = 5_000
+LONGEST_MS = 60_000
 
 
 def _whole(text: str) -> str:
@@ -34,7 +35,7 @@ Row = Annotated[
 Input = Text | Row
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 TimeoutMs = Annotated[
-    int, Field(ge=1, le=60_000, description="Milliseconds within which the answer is of use.")
+    int, Field(ge=1, le=LONGEST_MS, description="Milliseconds within which the answer is of use.")
 ]
 
 
