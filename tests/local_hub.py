@@ -20,7 +20,9 @@ from huggingface_hub import constants
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def _handler(folder: Path, cut: Container[str]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    folder: Path, cut: Container[str], damaged: Container[str], gated: bool
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = 1 << 16  # head and body in one packet
@@ -73,24 +75,35 @@ def _handler(folder: Path, cut: Container[str]) -> type[BaseHTTPRequestHandler]:
                 self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings})
             else:
                 name, _, rest = path[1:].partition("/resolve/")
-                self._bytes((folder / name / rest.partition("/")[2]).read_bytes(), broken=rest in cut)
+                if gated:
+                    self._refuse(403, "GatedRepo")
+                    return
+                data = (folder / name / rest.partition("/")[2]).read_bytes()
+                self._bytes(data[::-1] if rest in damaged else data, broken=rest in cut)
 
         do_HEAD = do_GET
 
         def _data_set(self, name: str) -> None:
             home = folder / "datasets" / name
             if not home.is_dir():
-                self.send_response(401)  # as the hub answers, so that nobody learns what is private
-                self.send_header("x-error-code", "RepoNotFound")
-                self.send_header("content-length", "0")
-                self.end_headers()
+                self._refuse(401, "RepoNotFound")  # as the hub answers, so that nobody learns what is private
                 return
             siblings = []
             for file in sorted(f for f in home.rglob("*") if f.is_file()):
                 data = file.read_bytes()
-                lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-                siblings.append({"rfilename": str(file.relative_to(home)), "size": len(data), "lfs": lfs})
+                blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+                facts = {"rfilename": str(file.relative_to(home)), "size": len(data), "blobId": blob}
+                if file.suffix == ".parquet":  # large files lie apart; in Git itself is a pointer to them
+                    lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+                    facts |= {"blobId": COMMIT, "lfs": lfs}
+                siblings.append(facts)
             self._json({"id": name, "sha": COMMIT, "siblings": siblings})
+
+        def _refuse(self, status: int, reason: str) -> None:
+            self.send_response(status)
+            self.send_header("x-error-code", reason)
+            self.send_header("content-length", "0")
+            self.end_headers()
 
         def _json(self, value: Any) -> None:
             self._bytes(json.dumps(value).encode())
@@ -109,13 +122,16 @@ def _handler(folder: Path, cut: Container[str]) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def local_hub(folder: Path, cut: Container[str] = ()) -> Iterator[str]:
+def local_hub(
+    folder: Path, cut: Container[str] = (), damaged: Container[str] = (), gated: bool = False
+) -> Iterator[str]:
     """Serve a folder as a hub; gives its address. Works where HF_HUB_OFFLINE keeps the real hub away.
 
-    Files named in ``cut``, as ``commit/name``, break off in the middle.
+    Files named in ``cut``, as ``commit/name``, break off in the middle; those in ``damaged`` come whole but
+    wrong. Of a ``gated`` hub everybody may list the files, and nobody may have them.
     """
     offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder, cut))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder, cut, damaged, gated))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

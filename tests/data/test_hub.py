@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,36 @@ def test_a_broken_fetch_leaves_nothing_and_is_gone_on_with(tmp_path: Path, hub: 
     assert not (tmp_path / ".hub" / "C-MTEB--LCQMC").exists()
 
 
-def test_damage_is_found_by_the_hubs_own_hash(
-    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mp2.data.hub.sha256", lambda path: "0" * 64)
-    done, _ = bring(["afqmc"], tmp_path, hub)
-    assert "came damaged" in done.failed[0] and not (tmp_path / "AFQMC").exists()
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("afqmc", "afqmc/train-00000-of-00001.parquet"), ("weibo-sentiment", "weibo_senti_100k.csv")],
+)
+def test_damage_is_found_by_the_hubs_own_hash(tmp_path: Path, hub: Path, name: str, file: str) -> None:
+    """Whether the hub keeps the file apart or in Git itself."""
+    done, _ = bring([name], tmp_path, hub, damaged={f"{COMMIT}/{file}"})
+    assert f"{file}: came damaged" in done.failed[0]
+    assert not has(catalogue.get(name), tmp_path) and not list(tmp_path.rglob(Path(file).name))
+    assert not bring([name], tmp_path, hub)[0].failed and has(catalogue.get(name), tmp_path)
+
+
+def test_terms_are_accepted_on_the_page_of_the_set(tmp_path: Path, hub: Path) -> None:
+    done, _ = bring(["lcqmc"], tmp_path, hub, gated=True)
+    assert re.search(r"accept its terms at http://[\d.:]+/datasets/C-MTEB/LCQMC, then log in", done.failed[0])
+
+
+def test_rows_that_nobody_labelled_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "hub/datasets/clue/clue/ocnli"
+    table = [{"sentence1": f"一{n}", "sentence2": f"二{n}", "label": n - 1, "idx": n} for n in range(4)]
+    for split in ("train", "validation"):
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", table, CLASSES["clue/clue/ocnli"])
+    assert not bring(["ocnli"], tmp_path / "data", tmp_path / "hub")[0].failed
+    assert gold(catalogue.get("ocnli"), "test", tmp_path / "data") == ["中立", "蕴含", "矛盾"]
+
+
+def test_by_hand_a_file_has_the_name_that_its_carrier_gives(tmp_path: Path) -> None:
+    line = missing(catalogue.get("weibo-sentiment"), tmp_path) or ""
+    assert "or put weibo_senti_100k.csv or weibo_senti_100k.zip into" in line
+    assert "or put all.parquet into" in (missing(parse_task(OWN), tmp_path) or "")
 
 
 def test_a_set_that_is_not_as_described_is_not_kept(tmp_path: Path) -> None:

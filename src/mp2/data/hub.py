@@ -8,6 +8,7 @@ task files (``data.hub``); what is here and what is wanted, for ``mp2.data.sourc
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -140,7 +141,7 @@ def _list(hub: HubSource, endpoint: str | None) -> tuple[str, dict[str, RepoSibl
     try:
         info = HfApi(endpoint=endpoint).dataset_info(hub.id, revision=hub.revision, files_metadata=True)
     except Exception as error:  # the hub's library and the HTTP library below it raise their own kinds
-        raise _explained(hub.id, error, endpoint) from error
+        raise _explained(hub.id, hub.id, error, endpoint) from error
     if info.sha is None:
         raise DataError(f"{hub.id}: the hub does not say which commit {hub.revision!r} is")
     return info.sha, {item.rfilename: item for item in info.siblings or []}
@@ -163,12 +164,22 @@ def _download(name: str, commit: str, file: RepoSibling, stage: Path, endpoint: 
             name, file.rfilename, repo_type="dataset", revision=commit, local_dir=stage, endpoint=endpoint
         )
     except Exception as error:  # as above
-        raise _explained(f"{name}/{file.rfilename}", error, endpoint) from error
-    digest = sha256(stage / file.rfilename)
-    if file.lfs is not None and digest != file.lfs.sha256:
-        (stage / file.rfilename).unlink()
+        raise _explained(name, f"{name}/{file.rfilename}", error, endpoint) from error
+    path = stage / file.rfilename
+    digest = sha256(path)
+    if not (digest == file.lfs.sha256 if file.lfs is not None else _blob_id(path) == file.blob_id):
+        path.unlink()
         raise DataError(f"{name}/{file.rfilename}: came damaged (sha256 {digest[:12]}...); fetch it again")
     return digest
+
+
+def _blob_id(path: Path) -> str:
+    """The name that Git gives to a file's content, which the hub has where it does not keep a file apart."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _gathered(names: Sequence[str], stage: Path, parts: Path) -> Path:
@@ -209,14 +220,14 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _explained(name: str, error: Exception, endpoint: str | None) -> DataError:
-    """What the hub's library says, in one line that tells what to do."""
+def _explained(hub: str, name: str, error: Exception, endpoint: str | None) -> DataError:
+    """What the hub's library says of a set or a file of it, in one line that tells what to do."""
     address = endpoint or constants.ENDPOINT
     if isinstance(error, OfflineModeIsEnabled):
         return _NobodyThereError(f"{name}: HF_HUB_OFFLINE is set, so nothing can be fetched")
     if isinstance(error, GatedRepoError):
         return DataError(
-            f"{name}: accept its terms at {address}/datasets/{name}, then log in with 'hf auth login'"
+            f"{name}: accept its terms at {address}/datasets/{hub}, then log in with 'hf auth login'"
         )
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
         return DataError(f"{name}: {address} has no such data set or revision, or not for everybody")

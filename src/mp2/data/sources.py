@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mp2.data.readers import OnBad, OnLeftOut, Row, Rows, read_rows
 from mp2.errors import DataError, nearest
@@ -30,9 +30,7 @@ def missing(task: TaskSpec, root: Path) -> str | None:
         return None
     hub = task.data.hub
     absent = [
-        " or ".join(
-            path for file in task.data.files[name] for path in file.path if not hub or path not in hub.files
-        )
+        " or ".join(_names_by_hand(task.data, name))
         for name in _names(task.data.layouts[0])
         if _locate(task.data, name, root) is None
     ]
@@ -40,6 +38,13 @@ def missing(task: TaskSpec, root: Path) -> str | None:
     if on_hub(task, root):
         return f"{task.name}: fetch it with 'mp2 data fetch {task.name}', or {by_hand}"
     return f"{task.name}: {by_hand}" + (f" (hub: {hub.id})" if hub else "")
+
+
+def _names_by_hand(data: DataSource, name: str) -> list[str]:
+    """Names of a file as carriers publish it, without those that only a fetch gives, if there are any."""
+    paths = [path for file in data.files[name] for path in file.path]
+    hub = data.hub.files if data.hub else {}
+    return [path for path in paths if PurePosixPath(hub.get(path, path)).name == path] or paths
 
 
 def on_hub(task: TaskSpec, root: Path) -> dict[str, str]:
