@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import time
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -17,11 +17,12 @@ import pytest
 
 import mp2.serving.server
 from mp2.model.checkpoint import Base
+from mp2.serving.batcher import Outcome
 from mp2.serving.edge import LOG
-from mp2.serving.predictor import Predictor
+from mp2.serving.predictor import Predictor, Row
 from mp2.serving.service import Service, Settings
 from mp2.tuning.adapter import load_adapter
-from tests.serving.kit import REVIEWS, ROWS, adapter, folder
+from tests.serving.kit import REVIEWS, ROWS, Stated, adapter, folder
 from tests.serving.live import Client, in_thread
 
 Running = tuple[Client, Service]
@@ -62,19 +63,32 @@ def test_one_request_may_ask_many_tasks_and_errors_stand_in_their_place(call: Cl
     assert kinds == [None, "unknown_task", None, "invalid"]
 
 
-def test_concurrent_requests_are_answered_in_shared_batches(running: Running) -> None:
+def test_concurrent_requests_are_answered_in_shared_batches(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call, service = running
-    before = service.meters.batch_rows._sum.get(), sum(b.get() for b in service.meters.batch_rows._buckets)
+    answer, batches, gathered = service.batcher._answer, list[int](), threading.Event()
+
+    def once_gathered(rows: Sequence[Row]) -> Sequence[Outcome]:
+        batches.append(len(rows))
+        assert gathered.wait(60)
+        return answer(rows)
+
+    monkeypatch.setattr(service.batcher, "_answer", once_gathered)
+    monkeypatch.setattr(service.batcher, "speed", Stated(0.0))
     body: dict[str, Any] = {
         "requests": [{"task": "reviews", "input": "好"}, {"task": "targets", "input": "上海的店"}]
     }
     body["timeout_ms"] = 60_000
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda _: call("POST", "/v1/predict", body), range(48)))
+        asked = [pool.submit(call, "POST", "/v1/predict", body) for _ in range(16)]
+        while sum(batches) + service.batcher.queued < 32:
+            assert not any(reply.done() for reply in asked)
+            threading.Event().wait(0.01)
+        gathered.set()
+        replies = [reply.result() for reply in asked]
     assert {reply.status for reply in replies} == {200} and len({reply.body for reply in replies}) == 1
-    rows = service.meters.batch_rows._sum.get() - before[0]
-    batches = sum(b.get() for b in service.meters.batch_rows._buckets) - before[1]
-    assert rows == 96 and batches < 40
+    assert sum(batches) == 32 and len(batches) <= 2
 
 
 @pytest.mark.parametrize(
@@ -140,12 +154,10 @@ def test_a_client_that_stalls_is_dropped_and_hurts_nobody(
         headers.sendall(head)
         body.sendall(head + b'content-length: 50\r\n\r\n{"requ')
         assert call("POST", "/v1/tasks/reviews/predict", {"inputs": "好"}).status == 200
-        begin = time.monotonic()
         for stalled in (silent, headers, body):
-            stalled.settimeout(10)
+            stalled.settimeout(60)
         assert body.recv(1000).startswith(b"HTTP/1.1 408")
         assert silent.recv(1000) == b"" and headers.recv(1000) == b""
-        assert time.monotonic() - begin < 5
 
 
 def test_a_damaged_adapter_among_many_is_named_and_the_others_are_served(
