@@ -164,7 +164,30 @@ _POLY = Method(
     holds="skills",
     about="low-rank skills trained on the same tasks, mixed by a router (PEFT)",
 )
-_BBT = Cma(calls=8000, sigma=(1.0, 1.0))
+_BBT = tuple(
+    Method(
+        name,
+        (Cma(calls=2000, sigma=(1.0, 1.0)),),
+        fresh=depth,
+        start="projection",
+        version=2,
+        about=about,
+    )
+    for name, depth, about in (
+        ("bbt", "shallow", "one shallow prompt behind a random projection; forward passes only"),
+        ("bbtv2", "deep", "one deep prompt behind random projections, layer by layer; forward passes only"),
+    )
+)
+_BBT_PAPER = tuple(
+    replace(
+        row,
+        name=f"{row.name}-paper",
+        stages=(Cma(calls=8000, sigma=(1.0, 1.0)),),
+        version=1,
+        about=f"{row.about}, 8,000 calls",
+    )
+    for row in _BBT
+)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -184,20 +207,8 @@ METHODS: dict[str, Method] = {
         _SHALLOW_BB.router_only(),
         *_PAPER,
         *_RELEASED,
-        Method(
-            "bbt",
-            (_BBT,),
-            fresh="shallow",
-            start="projection",
-            about="one shallow prompt behind a random projection; forward passes only",
-        ),
-        Method(
-            "bbtv2",
-            (_BBT,),
-            fresh="deep",
-            start="projection",
-            about="one deep prompt behind random projections, layer by layer; forward passes only",
-        ),
+        *_BBT,
+        *_BBT_PAPER,
         Method(
             "spot",
             (_SINGLE,),
