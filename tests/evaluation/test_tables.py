@@ -58,7 +58,7 @@ def test_a_part_of_a_suite_says_so_and_absent_cells_are_dashes() -> None:
     table = tables.table_3(Results(records), SUITE)
     assert table is not None and table.columns[-1] == "Avg of 2"
     assert _row(table, "ppt")[3] == "–" == _row(table, "ppt")[-1]
-    assert any(note == "Fewer seeds: ppt on lcqmc: 2." for note in table.notes)
+    assert "Fewer seeds: 2 of ppt." in table.notes
     assert _row(table, "paper: Deep MP2")[-1] == f"{(92.0 + 83.5) / 2:.1f}"
 
 
@@ -97,6 +97,13 @@ def test_pairs_use_the_seeds_that_all_methods_have() -> None:
     ]
     results = Results(records)
     assert {m.shape for m in results.comparable(results.methods(), "lcqmc").values()} == {(2, 200)}
+
+
+def test_fewer_seeds_on_one_task_are_told_with_the_task() -> None:
+    records = _records({"mp2-deep-gd": 0.8, "ppt": 0.5}, ("lcqmc", "chnsent"))
+    records = [r for r in records if (r.method, r.task, r.seed) != ("ppt", "lcqmc", 8)]
+    table = tables.table_3(Results(records), SUITE)
+    assert table is not None and "Fewer seeds: 2 of ppt on LCQMC." in table.notes
 
 
 def test_table_4_is_in_minutes() -> None:

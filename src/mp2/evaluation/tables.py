@@ -154,6 +154,25 @@ def _paper_row(row: Published, tasks: Sequence[str]) -> list[Text]:
     return [*texts, Text(average, quiet=True)]
 
 
+def _fewer_seeds(cells: Mapping[str, Mapping[str, Cell]], full: int) -> str:
+    """Which methods have fewer seeds than others: on all of their tasks, or on which."""
+    shared: dict[int, list[str]] = {}
+    single: dict[int, list[str]] = {}
+    for method, row in cells.items():
+        counts = {len(cell.seeds) for cell in row.values()}
+        if len(counts) == 1:
+            shared.setdefault(counts.pop(), []).append(method)
+        else:
+            for task, cell in row.items():
+                single.setdefault(len(cell.seeds), []).append(f"{method} on {task_title(task)}")
+    found = [
+        f"{count} of {', '.join(shared.get(count, []) + single.get(count, []))}"
+        for count in sorted({*shared, *single})
+        if count < full
+    ]
+    return "; ".join(found)
+
+
 def _notes(
     cells: Mapping[str, Mapping[str, Cell]], tasks: Sequence[str], leaks: Leaks, paper: bool
 ) -> list[str]:
@@ -165,14 +184,8 @@ def _notes(
         f"Percent, mean and sample standard deviation over seeds {', '.join(map(str, seeds))};"
         f" {span} test rows per task; bold: best of its column."
     ]
-    fewer = [
-        f"{m} on {t}: {len(c.seeds)}"
-        for m, row in cells.items()
-        for t, c in row.items()
-        if len(c.seeds) < len(seeds)
-    ]
-    if fewer:
-        notes.append("Fewer seeds: " + "; ".join(fewer) + ".")
+    if fewer := _fewer_seeds(cells, len(seeds)):
+        notes.append(f"Fewer seeds: {fewer}.")
     if paper:
         notes.append(
             "Rows 'paper' are printed numbers of CPT-large (CPM-2: 11B) on its own few-shot draws and whole"
