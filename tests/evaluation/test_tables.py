@@ -91,12 +91,20 @@ def test_averages_wins_and_long_forms() -> None:
     assert tables.averages(results, "unseen-data-7") is None
 
 
-def test_pairs_use_the_seeds_that_all_methods_have() -> None:
-    records = [
-        r for r in _records({"mp2-deep-gd": 0.8, "ppt": 0.5}, ("lcqmc",)) if (r.method, r.seed) != ("ppt", 8)
-    ]
-    results = Results(records)
-    assert {m.shape for m in results.comparable(results.methods(), "lcqmc").values()} == {(2, 200)}
+def test_a_pair_is_compared_on_the_seeds_that_both_have() -> None:
+    records = _records({"mp2-deep-gd": 0.8, "ppt": 0.5, "spot": 0.6}, ("lcqmc",))
+    several = [r for r in records if r.method != "spot" or r.seed == 8]
+    results = Results(several)
+    found = tables.comparisons(results, ["lcqmc"])
+    assert {(c.first, c.second): c.seeds for c in found["lcqmc"]} == {
+        ("mp2-deep-gd", "ppt"): 3,
+        ("mp2-deep-gd", "spot"): 1,
+        ("ppt", "spot"): 1,
+    }
+    full = tables.comparisons(Results([r for r in records if r.method != "spot"]), ["lcqmc"])
+    assert found["lcqmc"][0].p == full["lcqmc"][0].p  # a third method with fewer seeds changes nothing
+    wins = tables.wins(results, SUITE, found)
+    assert wins is not None and _row(wins, "mp2-deep-gd")[1:] == ["1", "0", ""]
 
 
 def test_fewer_seeds_on_one_task_are_told_with_the_task() -> None:

@@ -136,15 +136,3 @@ class Results:
                 f"{method} on {task}: seeds have different numbers of test rows: {sorted(width)}"
             )
         return Cell(tuple(chosen), np.array([row.row_scores for row in rows]), rows)
-
-    def common_seeds(self, methods: Iterable[str], task: str, variant: str = "") -> tuple[int, ...]:
-        """Seeds that every one of the methods ran on a task."""
-        sets = [set(self._done.get((variant, method, None, task), {})) for method in methods]
-        return tuple(sorted(set.intersection(*sets))) if sets else ()
-
-    def comparable(self, methods: Iterable[str], task: str, variant: str = "") -> dict[str, Matrix]:
-        """Scores of the methods that ran a task, on the seeds that all of these have."""
-        ran = [m for m in methods if (variant, m, None, task) in self._done]
-        seeds = self.common_seeds(ran, task, variant)
-        cells = {m: self.cell(m, task, variant=variant, seeds=seeds) for m in ran}
-        return {m: cell.scores for m, cell in cells.items() if cell is not None}

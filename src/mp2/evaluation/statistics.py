@@ -51,6 +51,7 @@ class Comparison:
         p_rows: Permutation test over rows, these very seeds taken as given.
         p: Test over seeds and rows: normal, with the bootstrap's standard error (counting replicates could
             never be small enough to survive the correction for a hundred comparisons).
+        seeds: How many seeds both have. With one, ``p`` knows nothing of what another draw would give.
         holm: ``p`` corrected for all comparisons made together (Holm 1979); 1 until corrected.
     """
 
@@ -61,6 +62,7 @@ class Comparison:
     high: float
     p_rows: float
     p: float
+    seeds: int
     holm: float = 1.0
 
 
@@ -162,27 +164,59 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def compare_all(
-    methods: Mapping[str, Matrix], *, resamples: int = RESAMPLES, seed: int = 0
+    methods: Mapping[str, Matrix],
+    seeds: Mapping[str, Sequence[int]] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Comparison]:
-    """Every pair of methods on one task, corrected together.
+    """Every pair of methods on one task, each on the seeds that both have, corrected together.
 
     Args:
-        methods: Name -> ``(S, R)`` scores, of the same seeds and rows in the same order.
+        methods: Name -> ``(S, R)`` scores, of the same rows in the same order.
+        seeds: Name -> the S seeds of its scores; the same for all methods when None.
         resamples: Replicates of each test.
         seed: Seed of the replicates.
 
+    Returns:
+        The comparisons in the order of the pairs; none of two methods that share no seed.
+
     Raises:
-        ConfigError: The matrices are not of the same seeds and rows.
+        ConfigError: The matrices are not of the same rows, or not of their seeds.
     """
-    if len({scores.shape for scores in methods.values()}) > 1:
-        shapes = ", ".join(f"{name} {scores.shape}" for name, scores in methods.items())
-        raise ConfigError(f"methods can be compared on the same seeds and rows only, got {shapes}")
-    pairs = list(combinations(range(len(methods)), 2))
-    if not pairs:
-        return []
-    scores, names = np.stack(list(methods.values())), list(methods)
-    means = replicates(scores, resamples, seed)
-    by_row = scores.mean(axis=1)
+    shapes = {name: scores.shape for name, scores in methods.items()}
+    if seeds is None:
+        seeds = {name: range(shape[0]) for name, shape in shapes.items()}
+        uneven = len(set(shapes.values())) > 1
+    else:
+        wrong = any(len(seeds[name]) != shape[0] for name, shape in shapes.items())
+        uneven = wrong or len({rows for _, rows in shapes.values()}) > 1
+    if uneven:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ConfigError(f"methods can be compared on the same seeds and rows only, got {listed}")
+    groups: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for pair in combinations(methods, 2):
+        shared = tuple(sorted(set(seeds[pair[0]]) & set(seeds[pair[1]])))
+        if shared:
+            groups.setdefault(shared, []).append(pair)
+    found: dict[tuple[str, str], Comparison] = {}
+    for shared, pairs in groups.items():
+        scores = {
+            name: methods[name][[list(seeds[name]).index(one) for one in shared]]
+            for name in dict.fromkeys(name for pair in pairs for name in pair)
+        }
+        found |= zip(pairs, _compare(scores, pairs, resamples, seed), strict=True)
+    ordered = [found[pair] for pair in combinations(methods, 2) if pair in found]
+    corrected = holm([comparison.p for comparison in ordered])
+    return [replace(comparison, holm=p) for comparison, p in zip(ordered, corrected, strict=True)]
+
+
+def _compare(
+    methods: Mapping[str, Matrix], pairs: Sequence[tuple[str, str]], resamples: int, seed: int
+) -> list[Comparison]:
+    """Pairs of methods whose scores are of the same seeds, not yet corrected."""
+    means = dict(zip(methods, replicates(np.stack(list(methods.values())), resamples, seed), strict=True))
+    by_row = {name: scores.mean(axis=0) for name, scores in methods.items()}
     p_rows = permutation_p(
         np.stack([by_row[i] - by_row[j] for i, j in pairs]), resamples=resamples, seed=seed
     )
@@ -192,9 +226,8 @@ def compare_all(
         low, high = _interval(gap)
         difference = float(by_row[i].mean() - by_row[j].mean())
         p_both = _normal_p(difference, float(gap.std()))
-        found.append(Comparison(names[i], names[j], difference, low, high, p, p_both))
-    corrected = holm([comparison.p for comparison in found])
-    return [replace(comparison, holm=p) for comparison, p in zip(found, corrected, strict=True)]
+        found.append(Comparison(i, j, difference, low, high, p, p_both, len(methods[i])))
+    return found
 
 
 def _normal_p(difference: float, error: float) -> float:

@@ -225,7 +225,12 @@ def averages(results: Results, suite: str) -> Table | None:
 
 def comparisons(results: Results, tasks: Iterable[str]) -> dict[str, list[Comparison]]:
     """Every pair of methods on each task, on the seeds they share, corrected within the task."""
-    return {task: compare_all(results.comparable(results.methods(), task)) for task in tasks}
+    found: dict[str, list[Comparison]] = {}
+    for task in tasks:
+        cells = {method: cell for method in results.methods() if (cell := results.cell(method, task))}
+        scores = {method: cell.scores for method, cell in cells.items()}
+        found[task] = compare_all(scores, {method: cell.seeds for method, cell in cells.items()})
+    return found
 
 
 def wins(results: Results, suite: str, found: Mapping[str, Sequence[Comparison]]) -> Table | None:
@@ -234,7 +239,7 @@ def wins(results: Results, suite: str, found: Mapping[str, Sequence[Comparison]]
     names = method_order(results, suite)
     if not tasks or len(names) < 2:
         return None
-    matrix = win_matrix(names, {task: found[task] for task in tasks})
+    matrix = win_matrix(names, {task: [c for c in found[task] if c.seeds > 1] for task in tasks})
     table = Table(
         f"wins-{suite}", f"Wins: {SUITE_TITLES.get(suite, 'other tasks')}", ("better than →", *names)
     )
@@ -243,14 +248,15 @@ def wins(results: Results, suite: str, found: Mapping[str, Sequence[Comparison]]
         table.rows.append([Text(name), *map(Text, counts)])
     table.notes.append(
         f"Tasks of {len(tasks)} on which the method of the row is better than that of the column with"
-        " p < 0.05 (over seeds and test rows, Holm's correction for all pairs of the task)."
+        " p < 0.05 (over seeds and test rows, Holm's correction for all pairs of the task). Each pair is"
+        " compared on the seeds that both have; pairs with fewer than two do not count."
     )
     return table
 
 
 def pairs_table(found: Mapping[str, Sequence[Comparison]]) -> Table:
     """All comparisons, long form."""
-    columns = ("task", "first", "second", "difference", "low", "high", "p_rows", "p", "holm")
+    columns = ("task", "first", "second", "seeds", "difference", "low", "high", "p_rows", "p", "holm")
     table = Table("pairs", "Paired comparisons", columns, words=3)
     for task, each in found.items():
         for c in each:
@@ -262,6 +268,7 @@ def pairs_table(found: Mapping[str, Sequence[Comparison]]) -> Table:
                         task,
                         c.first,
                         c.second,
+                        str(c.seeds),
                         *numbers,
                         *(f"{p:.2g}" for p in (c.p_rows, c.p, c.holm)),
                     )

@@ -164,19 +164,19 @@ _POLY = Method(
     holds="skills",
     about="low-rank skills trained on the same tasks, mixed by a router (PEFT)",
 )
-_BBT = tuple(
-    Method(
-        name,
-        (Cma(calls=2000, sigma=(1.0, 1.0)),),
-        fresh=depth,
-        start="projection",
-        version=2,
-        about=about,
-    )
-    for name, depth, about in (
-        ("bbt", "shallow", "one shallow prompt behind a random projection; forward passes only"),
-        ("bbtv2", "deep", "one deep prompt behind random projections, layer by layer; forward passes only"),
-    )
+_BBT = Method(
+    "bbt",
+    (Cma(calls=2000, sigma=(1.0, 1.0)),),
+    fresh="shallow",
+    start="projection",
+    version=2,
+    about="one shallow prompt behind a random projection; forward passes only",
+)
+_BBTV2 = replace(
+    _BBT,
+    name="bbtv2",
+    fresh="deep",
+    about="one deep prompt behind random projections, layer by layer; forward passes only",
 )
 _BBT_PAPER = tuple(
     replace(
@@ -186,7 +186,7 @@ _BBT_PAPER = tuple(
         version=1,
         about=f"{row.about}, 8,000 calls",
     )
-    for row in _BBT
+    for row in (_BBT, _BBTV2)
 )
 
 METHODS: dict[str, Method] = {
@@ -207,7 +207,8 @@ METHODS: dict[str, Method] = {
         _SHALLOW_BB.router_only(),
         *_PAPER,
         *_RELEASED,
-        *_BBT,
+        _BBT,
+        _BBTV2,
         *_BBT_PAPER,
         Method(
             "spot",
