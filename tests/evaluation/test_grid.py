@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mp2.evaluation import grid as grid_module
 from mp2.evaluation.grid import Bench, Clock, Grid, Run, run_grid
 from mp2.evaluation.protocol import SPLITS, FewShotTask
 from mp2.evaluation.records import read_records
-from mp2.model.checkpoint import Base
+from mp2.model.checkpoint import Base, load_bank
 from mp2.tasks import catalogue
 from mp2.tuning.methods import METHODS, get_method
 from mp2.tuning.stages import Bayes, Cma, Gradient
@@ -180,10 +181,19 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
 
 def test_another_bank_is_another_variant(base: Base, grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "records.jsonl"
-    folder = Path(base.path) / "banks" / "deep"
-    same = replace(grid, banks={"deep": str(folder)}, variant="again", seeds=(8,), tasks=("chnsent",))
-    run_grid(same, out, base=base, say=lambda _: None)
-    assert {r.variant for r in read_records([out])} == {"again"}
+    bank = base.bank("deep")
+    moved = copy.deepcopy(bank.bank)
+    for parameter in moved.parameters():
+        parameter.data.mul_(2.0)
+    other = replace(bank, bank=moved)  # of the same name, as one made by 'mp2 pretrain' is
+    other.save(tmp_path / "other")
+    exchanged = replace(
+        grid, banks={"deep": str(tmp_path / "other")}, variant="other", seeds=(8,), tasks=("chnsent",)
+    )
+    assert run_grid(exchanged, out, base=base, say=lambda _: None) == (2, 0)
+    records = read_records([out])
+    assert {r.variant for r in records} == {"other"}
+    assert {r.bank_fingerprint for r in records} == {load_bank(tmp_path / "other").fingerprint}
 
 
 def test_the_clock_counts_each_method_by_itself() -> None:

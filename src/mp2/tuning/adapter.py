@@ -40,7 +40,7 @@ class Adapter:
         task: The task.
         method: Name of the method.
         base: Name of the base it was tuned on; ``base_fingerprint`` is the hash of its weights.
-        bank: Name of the bank, or None; ``bank_fingerprint`` likewise.
+        bank: Name of the bank in its base, or the folder of another, or None; ``bank_fingerprint`` likewise.
         injection: How its prompts enter a layer.
         tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*`` or ``probe.*``; ``backbone.*``;
             low-rank updates ``lora.*``.

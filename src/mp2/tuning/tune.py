@@ -222,7 +222,7 @@ def _adapter(
         state.method.name,
         state.base.name,
         state.base.fingerprint,
-        source.name if source else None,
+        state.method.bank if source else None,  # a name of the base's, or a folder
         source.fingerprint if source else "",
         state.injection,
         tensors,
