@@ -52,8 +52,6 @@ def all_figures(results: Results, banks: Sequence[TrainedBank] = ()) -> dict[str
 def figure_3(results: Results) -> Figure | None:
     """Dev score through both stages, gradient and black-box, the stage line dashed."""
     methods = [m for m in STAGED if m in results.methods()]
-    shallow = [m for m in methods if "shallow" in m]
-    methods = shallow or methods
     tasks = [t for t in FIGURE_3_TASKS if any(results.cell(m, t) for m in methods)]
     tasks = tasks or [t for t in results.tasks() if any(results.cell(m, t) for m in methods)][:2]
     if not tasks:
