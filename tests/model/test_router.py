@@ -57,3 +57,16 @@ def test_weights_are_defined_when_all_gates_are_closed(gate: str, combine: str, 
 def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         Routing(temperature=temperature)
+
+
+@pytest.mark.parametrize("combine", ["normalised", "mean"])
+def test_hard_gates_pass_the_gradient_of_soft_ones(combine: str) -> None:
+    logits = torch.tensor([[[0.7, -0.4, 0.1, -2.0]]], requires_grad=True)
+    routing = Routing("hard", combine)  # type: ignore[arg-type]
+    weights = router_weights(logits, routing)
+    assert torch.equal(weights, router_weights(logits.detach(), routing))
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (found,) = torch.autograd.grad((weights * values).sum(), logits)
+    slope = torch.sigmoid(logits) * (1 - torch.sigmoid(logits))
+    by_gate = values / 4 if combine == "mean" else (values - (1 + 3) / 2) / 2  # two gates are open
+    assert torch.allclose(found, slope * by_gate)

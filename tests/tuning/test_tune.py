@@ -11,6 +11,7 @@ import torch
 
 from mp2.errors import CheckpointError, ConfigError
 from mp2.model.checkpoint import Base
+from mp2.model.router import Routing
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
@@ -99,6 +100,18 @@ def test_the_same_seed_gives_the_same_adapter(base: Base) -> None:
     first, second = (tune(base, TASK, rows(8), rows(8, 50), QUICK, seed=5) for _ in range(2))
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(value, second.tensors[key]) for key, value in first.tensors.items())
+
+
+@pytest.mark.parametrize("combine", ["normalised", "mean"])
+def test_a_bank_of_hard_gates_is_tuned_like_any_other(
+    base: Base, monkeypatch: pytest.MonkeyPatch, combine: str
+) -> None:
+    monkeypatch.setattr(base.bank("deep"), "routing", Routing("hard", combine))  # type: ignore[arg-type]
+    adapter = tune(base, TASK, rows(8), rows(8, 50), QUICK, seed=5)
+    stages = [point["stage"] for point in adapter.facts["curve"]]
+    assert stages[0] == -1 and {0, 1} <= set(stages)
+    losses = [point["loss"] for point in adapter.facts["curve"] if point["stage"] == 1]
+    assert losses[-1] < losses[0]
 
 
 def test_a_router_only_adapter_is_a_few_numbers(base: Base, tmp_path: Path) -> None:

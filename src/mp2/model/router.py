@@ -70,11 +70,14 @@ def router_weights(
 
     Returns:
         ``(R, L, K)``. With ``normalised`` each row sums to 1, or is all zero when every hard gate is closed.
+        Hard gates have the gradient of soft ones (straight-through estimator, Bengio et al. 2013).
     """
     if sample:
         gates = sample_gates(logits, routing.temperature, generator)
     elif routing.gate == "hard":
-        gates = (logits > 0).to(logits.dtype)
+        soft = torch.sigmoid(logits)
+        # straight through: a step has no slope of its own, so it passes that of the soft gate (exactly 0 is added)
+        gates = (logits > 0).to(logits.dtype) + (soft - soft.detach())
     elif routing.combine == "normalised":
         # softmax(log sigmoid(w)) is g / sum(g), defined also when all gates are nearly closed
         return F.softmax(F.logsigmoid(logits), dim=-1)
