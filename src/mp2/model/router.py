@@ -76,7 +76,7 @@ def router_weights(
         gates = sample_gates(logits, routing.temperature, generator)
     elif routing.gate == "hard":
         soft = torch.sigmoid(logits)
-        # straight through: a step has no slope of its own, so it passes that of the soft gate (exactly 0 is added)
+        # straight through: a step has no slope, so it passes that of the soft gate (0 is added, exactly)
         gates = (logits > 0).to(logits.dtype) + (soft - soft.detach())
     elif routing.combine == "normalised":
         # softmax(log sigmoid(w)) is g / sum(g), defined also when all gates are nearly closed
