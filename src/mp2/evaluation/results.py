@@ -114,7 +114,6 @@ class Results:
         *,
         variant: str = "",
         shots: int | None = None,
-        seeds: Iterable[int] | None = None,
     ) -> Cell | None:
         """The runs of one method on one task; None if there is none.
 
@@ -123,10 +122,9 @@ class Results:
             task: The task.
             variant: The ablation.
             shots: Rows per label; None is the protocol's own.
-            seeds: Use these only; all when None.
         """
         found = self._done.get((variant, method, shots, task), {})
-        chosen = sorted(found if seeds is None else set(seeds) & set(found))
+        chosen = sorted(found)
         if not chosen:
             return None
         rows = tuple(found[seed] for seed in chosen)

@@ -156,21 +156,13 @@ def _paper_row(row: Published, tasks: Sequence[str]) -> list[Text]:
 
 def _fewer_seeds(cells: Mapping[str, Mapping[str, Cell]], full: int) -> str:
     """Which methods have fewer seeds than others: on all of their tasks, or on which."""
-    shared: dict[int, list[str]] = {}
-    single: dict[int, list[str]] = {}
+    names: dict[int, dict[str, None]] = {}  # a dictionary as an ordered set
     for method, row in cells.items():
-        counts = {len(cell.seeds) for cell in row.values()}
-        if len(counts) == 1:
-            shared.setdefault(counts.pop(), []).append(method)
-        else:
-            for task, cell in row.items():
-                single.setdefault(len(cell.seeds), []).append(f"{method} on {task_title(task)}")
-    found = [
-        f"{count} of {', '.join(shared.get(count, []) + single.get(count, []))}"
-        for count in sorted({*shared, *single})
-        if count < full
-    ]
-    return "; ".join(found)
+        even = len({len(cell.seeds) for cell in row.values()}) == 1
+        for task, cell in row.items():
+            name = method if even else f"{method} on {task_title(task)}"
+            names.setdefault(len(cell.seeds), {})[name] = None
+    return "; ".join(f"{count} of {', '.join(names[count])}" for count in sorted(names) if count < full)
 
 
 def _notes(
