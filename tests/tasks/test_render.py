@@ -52,10 +52,11 @@ def test_the_right_option_by_index_text_or_letter(right: Any) -> None:
 
 def test_options_in_columns_of_their_own_may_be_ragged() -> None:
     ragged = task(family="choice", template="{q}", options=("A", "B", "C"))
-    assert render(ragged, {"q": "天气？", "A": "晴", "B": "雨", "C": "", "label": "A"}).options == (
-        "晴",
-        "雨",
-    )
+    row = {"q": "天气？", "A": "晴", "B": "雨", "label": "B"}
+    for last in ({"C": ""}, {"C": None}, {}):
+        assert render(ragged, row | last).gold_texts == ("雨",)
+    with pytest.raises(TaskError, match="an option is empty"):  # left out, it would make C the second
+        render(ragged, row | {"B": "", "C": "雪", "label": "C"})
 
 
 def test_the_answer_is_taken_at_its_offset_and_else_searched() -> None:
@@ -63,6 +64,8 @@ def test_the_answer_is_taken_at_its_offset_and_else_searched() -> None:
     assert render(READING, row).spans == ((4, 5),)
     assert render(READING, row | {"start": -1}).spans == ((0, 1),)
     assert render(READING, row | {"start": 3}).spans == ((0, 1),)
+    assert render(READING, row | {"start": "4.0"}).spans == ((4, 5),)  # a table with empty cells
+    assert render(READING, row | {"start": ""}).spans == ((0, 1),)
 
 
 def test_of_several_gold_answers_one_in_the_context_is_enough() -> None:
@@ -104,6 +107,20 @@ def test_rows_without_an_answer(answer: Any) -> None:
         (CHOICE, {"d": "", "q": "", "options": ["晴"], "a": 0}, "expected at least 2 options, got 1"),
         (CHOICE, {"d": "", "q": "", "options": ["晴", " "], "a": 0}, "an option is empty"),
         (CHOICE, {"d": "", "q": "", "options": ["晴", "雨"], "a": 2}, "'2' is none of the 2 options"),
+        (CHOICE, {"d": "", "q": "", "options": ["晴", "雨"], "a": "1" * 5000}, "is none of the 2 options"),
+        (CHOICE, {"d": "", "q": "", "options": ["晴", None], "a": 0}, "expected text, got nothing"),
+        (CHOICE, {"d": "", "q": "", "options": ["晴", "\ud83d"], "a": 0}, "'options': half a character"),
+        (TOPIC, {"text": "球\ud83d", "label": 0}, "column 'text': half a character"),
+        (
+            READING,
+            {"context": "雨", "question": "", "answer": "雨", "start": "一"},
+            "column 'start': expected an offset in characters, got '一'",
+        ),
+        (
+            READING,
+            {"context": "雨", "question": "", "answer": ["雨"], "start": [math.inf]},
+            "column 'start': expected an offset in characters, got inf",
+        ),
         (
             READING,
             {"context": "雨", "question": "", "answers": "雨"},

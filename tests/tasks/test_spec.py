@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mp2.errors import TaskError
+from mp2.tasks.infer import dump_task
 from mp2.tasks.spec import TaskSpec, load_task, parse_task
 
 GOOD = """\
@@ -115,6 +116,12 @@ def test_families_differ_in_what_they_need() -> None:
     with pytest.raises(TaskError, match="no_answer: needs family 'reading'"):
         parse_task("name: a\nfamily: extraction\nno_answer: true\n")
     assert parse_task("name: a\nfamily: reading\n").cut == ("context",)
+
+
+def test_nothing_is_cut_where_the_file_says_so() -> None:
+    task = parse_task(GOOD + "cut: []\n")
+    assert task.cut == ()
+    assert parse_task(dump_task(task)) == task
 
 
 def test_a_verbaliser_with_labels_keeps_the_coding() -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from mp2.tasks.spec import NAME
+
 TEXT_CHARACTERS = 20_000
 ROWS_PER_REQUEST = 256
 UPLOAD_CHARACTERS = 2_000_000
@@ -33,7 +35,7 @@ Row = Annotated[
     dict[Column, Scalar | Annotated[list[Scalar], Field(max_length=OPTIONS)]], Field(max_length=COLUMNS)
 ]
 Input = Text | Row
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 TimeoutMs = Annotated[
     int, Field(ge=1, le=LONGEST_MS, description="Milliseconds within which the answer is of use.")
 ]

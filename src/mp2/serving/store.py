@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from mp2.errors import CheckpointError
+from mp2.tasks.spec import NAME
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CLOCK = 50_000_000  # nanoseconds: two changes of a folder closer than this may carry one time
 
 
@@ -51,7 +51,7 @@ class Store:
 
     def find(self, name: str) -> Path | None:
         """Folder of an adapter, or None where there is none of that name."""
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(NAME, name):
             return None
         folder = self.folder / name
         return folder if (folder / "adapter.json").is_file() else None
@@ -62,8 +62,8 @@ class Store:
         Raises:
             CheckpointError: The name is no valid name, or is taken and ``replace`` is false.
         """
-        if not NAME.fullmatch(name):
-            raise CheckpointError(f"{name!r} is no valid task name: expected {NAME.pattern}")
+        if not re.fullmatch(NAME, name):
+            raise CheckpointError(f"{name!r} is no valid task name: expected {NAME}")
         target = self.folder / name
         if target.exists():
             if not replace:

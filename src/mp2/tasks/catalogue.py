@@ -16,38 +16,10 @@ from mp2.tasks.spec import TaskSpec, load_task
 
 PAPER_SUITES = ("pretrain-38", "unseen-data-7", "unseen-task-7")
 # The paper's 2-character labels of IFLYTEK; the task with n labels has the first n of them.
-IFLYTEK_WORDS = [
-    "打车",
-    "租车",
-    "政务",
-    "新闻",
-    "漫画",
-    "小说",
-    "技术",
-    "教辅",
-    "搞笑",
-    "杂志",
-    "求职",
-    "兼职",
-    "视频",
-    "音乐",
-    "直播",
-    "电台",
-    "职考",
-    "英语",
-    "艺术",
-    "民航",
-    "铁路",
-    "母婴",
-    "驾校",
-    "违章",
-    "租房",
-    "买房",
-    "菜谱",
-    "支付",
-    "保险",
-    "股票",
-]
+IFLYTEK_WORDS = (
+    "打车 租车 政务 新闻 漫画 小说 技术 教辅 搞笑 杂志 求职 兼职 视频 音乐 直播"
+    " 电台 职考 英语 艺术 民航 铁路 母婴 驾校 违章 租房 买房 菜谱 支付 保险 股票"
+)
 IFLYTEK_SIZES = (10, 15, 20, 25, 30)
 IFLYTEK_SUITES = tuple(f"iflytek-{size}" for size in (*IFLYTEK_SIZES, 119))
 SUITES = (*PAPER_SUITES, *IFLYTEK_SUITES, "extra")
@@ -115,7 +87,7 @@ def _iflytek(size: int) -> TaskSpec:
     base = get("iflytek")
     data = base.data
     assert data is not None
-    words = IFLYTEK_WORDS[:size]
+    words = IFLYTEK_WORDS.split()[:size]
     ids = {word: str(index) for index, word in enumerate(base.labels)}
     others = tuple(ids[word] for word in base.labels if word not in words)
 

@@ -19,45 +19,22 @@ from mp2.tasks.spec import TaskSpec
 
 Rows = Sequence[Mapping[str, Any]]
 
+
+def _words(listed: str) -> tuple[str, ...]:
+    return tuple(listed.split())
+
+
 REVIEWS = ("review", "comment", "评论", "评价", "点评")
-TEXTS = (
-    *[
-        "text",
-        "sentence",
-        "content",
-        "title",
-        "query",
-        "document",
-        "文本",
-        "句子",
-        "内容",
-        "正文",
-        "标题",
-        "文字",
-    ],
-    *REVIEWS,
-)
+TEXTS = (*_words("text sentence content title query document 文本 句子 内容 正文 标题 文字"), *REVIEWS)
 LABELS = ["label", "category", "class", "sentiment", "标签", "类别", "分类", "情感", "类型"]
 TARGETS = ["target", "answer", "keyword", "span", "entity", "目标", "答案", "关键词", "实体", "中心"]
-CONTEXTS = [
-    "context",
-    "passage",
-    "document",
-    "article",
-    "text",
-    "上下文",
-    "文章",
-    "原文",
-    "材料",
-    "段落",
-    "文本",
-]
+CONTEXTS = _words("context passage document article text 上下文 文章 原文 材料 段落 文本")
 QUESTIONS = ["question", "query", "问题", "提问"]
 ANSWERS = ["answer", "answers", "答案", "回答"]
 STARTS = ("answer_start", "start")
 OPTIONS = ["options", "choices", "选项"]
 PAIRS = tuple(
-    tuple(pair.split())
+    _words(pair)
     for pair in (
         "text1 text2",
         "sentence1 sentence2",
@@ -252,4 +229,6 @@ def dump_task(task: TaskSpec) -> str:
     """A task as the text of a task file; :func:`mp2.tasks.spec.parse_task` reads it back as an equal task."""
     raw = {"name": task.name, "version": task.version, "family": task.family}
     raw |= task.model_dump(exclude_defaults=True, exclude_none=True)
+    if not task.cut:
+        raw["cut"] = ()  # without the key it would be the default fields
     return yaml.dump(raw, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)

@@ -124,8 +124,15 @@ def text_value(row: Row, column: str, where: Where | str) -> str:
     """
     if column not in row:
         raise TaskError(f"{where}: column {column!r} is missing; {nearest(column, row)}")
-    value = row[column]
+    return _text(row[column], column, where)
+
+
+def _text(value: Any, column: str, where: Where | str) -> str:
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise TaskError(f"{where}: column {column!r}: half a character (a lone surrogate)") from None
         return value
     if isinstance(value, bool) or value is None or not isinstance(value, (int, float)):
         shown = "nothing" if value is None else f"{type(value).__name__} {value!r}"
@@ -160,11 +167,12 @@ def _options(task: TaskSpec, row: Row, where: Where | str) -> tuple[str, ...]:
         value = row.get(task.options)
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise TaskError(f"{where}: column {task.options!r}: expected a list of options, got {value!r}")
-        options = tuple(str(option) for option in value)
+        options = tuple(_text(option, task.options, where) for option in value)
     else:
-        options = tuple(
-            text_value(row, column, where) for column in task.options if row.get(column) not in (None, "")
-        )
+        columns = list(task.options)
+        while columns and row.get(columns[-1]) in (None, ""):  # only the last: a letter counts columns
+            columns.pop()
+        options = tuple(text_value(row, column, where) for column in columns)
     if len(options) < 2:
         raise TaskError(f"{where}: expected at least 2 options, got {len(options)}")
     if any(not option.strip() for option in options):
@@ -179,7 +187,7 @@ def _right_option(task: TaskSpec, row: Row, options: tuple[str, ...], where: Whe
     if isinstance(value, str) and value in options:
         return options.index(value)
     written = raw_label(value)
-    if written.isdecimal() and int(written) < len(options):
+    if written.isdecimal() and len(written) < 5 and int(written) < len(options):
         return int(written)
     if len(written) == 1 and 0 <= ord(written.upper()) - ord("A") < len(options):
         return ord(written.upper()) - ord("A")
@@ -199,7 +207,7 @@ def _gold_spans(task: TaskSpec, row: Row, context: str, where: Where | str) -> t
             raise TaskError(f"{where}: column {task.answer!r}: expected text, got {text!r}")
         if not text:
             continue
-        start = int(starts[index]) if index < len(starts) and starts[index] is not None else -1
+        start = _offset(starts[index], task, where) if index < len(starts) else -1
         if start < 0 or context[start : start + len(text)] != text:
             start = context.find(text)
         if start < 0:
@@ -209,6 +217,17 @@ def _gold_spans(task: TaskSpec, row: Row, context: str, where: Where | str) -> t
     if absent and not spans:  # of several gold answers, one that is a span is enough
         raise TaskError(f"{where}: the answer {absent[0]!r} does not occur in the context")
     return tuple(dict.fromkeys(spans))
+
+
+def _offset(value: Any, task: TaskSpec, where: Where | str) -> int:
+    """The first character of an answer; -1 where none is given."""
+    if value is None or value == "":
+        return -1
+    try:
+        return int(float(value))  # "12.0" is what a table makes of 12 beside empty cells
+    except (TypeError, ValueError, OverflowError):
+        column = f"column {task.answer_start!r}"
+        raise TaskError(f"{where}: {column}: expected an offset in characters, got {value!r}") from None
 
 
 def _as_list(value: Any) -> list[Any]:

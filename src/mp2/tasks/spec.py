@@ -33,6 +33,9 @@ NO_ANSWER_TEMPLATE = '抽取式问答（可能没有答案）：文本"{context}
 NO_ANSWER_WORDS = "没有答案"
 
 
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a task, also of the folder a server finds its adapter by
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -59,7 +62,8 @@ class TaskSpec(_Strict):
         coding: Raw value in the data (written as a string) -> label word. Without it a raw value is a
             label word or an integer class id.
         fields: Template field -> column of the data; a field not named here is its own column.
-        cut: Fields that truncation may shorten; the query, the question and the options never are.
+        cut: Fields that truncation may shorten in tasks with options; the query, the question and the options
+            never are. A span task shortens nothing: its long context is read in windows.
         label: Column of the label or of the right option (its index or its text).
         options: Column with the list of options, or a list of columns with one option each (choice).
         answer: Column of the answer text or texts (extraction, reading).
@@ -71,7 +75,7 @@ class TaskSpec(_Strict):
         data: Where the rows are and how they are read (catalogue tasks).
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     version: Annotated[int, Field(ge=1)] = 1
     family: Family
     description: str = ""
@@ -100,7 +104,7 @@ class TaskSpec(_Strict):
             default = NO_ANSWER_TEMPLATE if raw.get("no_answer") else DEFAULT_TEMPLATES[family]
             raw["template"] = default
         raw.setdefault("metric", "f1" if family in ("extraction", "reading") else "accuracy")
-        if not raw.get("cut"):
+        if raw.get("cut") is None:
             names = template_fields(str(raw["template"]))
             keep = {"question"} if family in ("choice", "reading", "extraction") else set()
             raw["cut"] = tuple(name for name in names if name not in keep)
