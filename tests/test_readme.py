@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The README's Python runs as it stands; the shipped model's card is the one that would be written again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mp2.model.checkpoint import ASSETS
+from mp2.model.checkpoint import ASSETS, DEFAULT_BASE
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_python_of_the_readme_runs(
@@ -21,3 +22,9 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {})
     assert capsys.readouterr().out.strip() in ("正面", "负面")
+
+
+def test_the_card_of_the_shipped_model_begins_with_its_notes() -> None:
+    card = (ASSETS / DEFAULT_BASE / "README.md").read_text(encoding="utf-8")
+    notes = (ROOT / "docs" / "models" / f"{DEFAULT_BASE}.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {DEFAULT_BASE}\n\n{notes.strip()}\n\n## Runs")
