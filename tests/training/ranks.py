@@ -1,4 +1,4 @@
-"""One of several processes: runs step 2 on invented tasks and says what it sent. Started by a launcher."""
+"""One of several processes: runs steps 1 and 2 on invented data, says what it sent. Started by a launcher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 from mp2.data.encode import Encoded, Window
+from mp2.model.backbone import load_tokenizer
 from mp2.model.bank import PromptBank
 from mp2.model.checkpoint import Base, load_base
 from mp2.runtime import default_device, rank_and_world
 from mp2.tasks.render import MRCExample
+from mp2.training.backbone import BackboneConfig, EncoderShape, pretrain_backbone
+from mp2.training.corpus import build_corpus
 from mp2.training.loop import LoopConfig
 from mp2.training.multitask import MultiTaskConfig, pretrain_prompts
 
@@ -57,14 +60,23 @@ def tasks() -> dict[str, Any]:
     return made
 
 
-def config(accumulate: int) -> MultiTaskConfig:
+def config(accumulate: int, recompute: bool = False) -> MultiTaskConfig:
     loop = LoopConfig(STEPS, accumulate=accumulate, save_every=3, eval_every=3, keep=9, warmup=2)
-    return MultiTaskConfig(rows=4, length=4, intrinsic=8, modules=3, loop=loop)
+    return MultiTaskConfig(rows=4, length=4, intrinsic=8, modules=3, recompute=recompute, loop=loop)
 
 
-def step_two(base: Base, folder: Path, accumulate: int = 1) -> PromptBank:
+def step_two(base: Base, folder: Path, accumulate: int = 1, *, recompute: bool = False) -> PromptBank:
     """The bank after ``STEPS`` steps."""
-    return pretrain_prompts(base, tasks(), config(accumulate), folder).bank
+    return pretrain_prompts(base, tasks(), config(accumulate, recompute), folder).bank
+
+
+def step_one(made: Path, folder: Path, accumulate: int = 1) -> None:
+    """Step 1 on the text and with the tokenizer of a folder; some steps ask for no masked word."""
+    corpus = build_corpus([made / "text.txt"], load_tokenizer(made / "tokenizer"), made / "corpus")
+    shape = EncoderShape(layers=2, hidden=32, heads=2, ffn=64, positions=96)
+    loop = LoopConfig(STEPS, accumulate=accumulate, log_every=1)
+    config = BackboneConfig(shape, {"mlm": 0.3, "cloze": 0.7}, 1e-3, loop, tokens=512)
+    pretrain_backbone(corpus, made / "tokenizer", config, folder)
 
 
 class Counted:
@@ -80,25 +92,30 @@ class Counted:
         return self.plain(tensor, *args, **kwargs)
 
 
-def main(source: Path, out: Path, shards: list[bool]) -> None:
-    """Runs step 2 once for each way of holding the encoder; the first process writes what it saw."""
+def main(source: Path, out: Path, ways: list[str]) -> None:
+    """Runs one training after the other; the first process writes what it saw."""
     device, counted = default_device(), Counted()
     rank, world = rank_and_world()
-    for shard in shards:
+    for way in ways:
+        if way == "text":
+            step_one(out / "made", out / way)
+            continue
+        shard, recompute = way in ("sharded", "recomputed"), way == "recomputed"
         base = load_base(source, device, shard=shard)
         local = [p.to_local() if shard else p for layer in base.backbone.layers for p in layer.parameters()]
-        bank = step_two(base, out / ("sharded" if shard else "plain"))
+        counted.sent.clear()
+        bank = step_two(base, out / way, recompute=recompute)
         seen = {
             "world": world,
             "sent": counted.sent[:],
             "trained": sum(p.numel() for p in bank.parameters()) + TASKS * 3 * 3 + 2 * 32 + 2,
+            "tensors": len(list(bank.parameters())) + 3,  # router, and the head's weight and bias
             "weights": sum(p.numel() for p in local),
         }
-        counted.sent.clear()
         if rank == 0:
-            (out / f"{'sharded' if shard else 'plain'}.json").write_text(json.dumps(seen), encoding="utf-8")
+            (out / f"{way}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), [flag == "sharded" for flag in sys.argv[3:]])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Step 2 on several processes: the same result, known traffic, another number of them, a sharded encoder."""
+"""Steps 1 and 2 on several processes: same results, known traffic, resumed by others, sharded encoders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from mp2.model.checkpoint import Base, load_bank
-from mp2.training.objectives import Mixture
+from mp2.model.checkpoint import Base, load_bank, read_tensors
 from tests.micro import CHARACTERS
-from tests.training.ranks import STEPS, step_two
+from tests.training.invented import invented_texts, invented_tokenizer
+from tests.training.ranks import STEPS, step_one, step_two
 
 ROOT = Path(__file__).parents[2]
 COUNTS = 4  # rows, loss, tokens and time-outs ride along in the same buffer
@@ -34,17 +34,36 @@ def accelerate(processes: int, module: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def launch(base: Base, out: Path, processes: int, *shards: str) -> dict[str, Any]:
-    """What the first process saw, by way of holding the encoder."""
-    accelerate(processes, "tests.training.ranks", str(base.path), str(out), *shards)
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in shards}
+def launch(base: Base, out: Path, processes: int, *ways: str) -> dict[str, Any]:
+    """What the first process saw, by training."""
+    accelerate(processes, "tests.training.ranks", str(base.path), str(out), *ways)
+    return {way: json.loads((out / f"{way}.json").read_text()) for way in ways if way != "text"}
 
 
 @pytest.fixture(scope="module")
-def two(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Two processes, with a whole and with a sharded encoder."""
+def alone(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Steps 1 and 2 in one process, with two batches per step."""
+    out = tmp_path_factory.mktemp("alone")
+    invented_tokenizer().save_pretrained(str(out / "made" / "tokenizer"))
+    (out / "made" / "text.txt").write_text("\n".join(invented_texts(120)) + "\n", encoding="utf-8")
+    step_one(out / "made", out / "text", accumulate=2)
+    step_two(base, out / "plain", accumulate=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(base: Base, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two processes: from the start, and from the middle of what one did."""
     out = tmp_path_factory.mktemp("two")
-    return out, launch(base, out, 2, "plain", "sharded")
+    shutil.copytree(alone / "made", out / "made")
+    _go_on(alone / "plain", out / "continued")
+    return out, launch(base, out, 2, "plain", "sharded", "recomputed", "continued", "text")
+
+
+def _go_on(run: Path, folder: Path) -> None:
+    """A folder whose run shall go on from the middle of another."""
+    half = Path("checkpoints") / f"step-{STEPS // 2:08d}"
+    shutil.copytree(run / half, folder / half)
 
 
 def _close(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -54,41 +73,56 @@ def _close(one: torch.nn.Module, other: torch.nn.Module) -> None:
         )  # banks are stored in half precision
 
 
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("way", ["plain", "continued"])
 def test_two_processes_do_what_one_does_with_two_batches_per_step(
-    base: Base, two: tuple[Path, dict[str, Any]], tmp_path: Path
+    alone: Path, two: tuple[Path, dict[str, Any]], way: str
 ) -> None:
-    alone = step_two(base, tmp_path, accumulate=2)
-    _close(load_bank(two[0] / "plain" / "bank").bank, alone)
-    ours, theirs = (
-        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (tmp_path, two[0] / "plain")
-    )
-    assert [line["dev/score"] for line in theirs] == pytest.approx([line["dev/score"] for line in ours])
+    _close(load_bank(two[0] / way / "bank").bank, load_bank(alone / "plain" / "bank").bank)
+    ours, theirs = ([line["dev/score"] for line in _log(f)] for f in (alone / "plain", two[0] / way))
+    assert theirs == pytest.approx(ours[-len(theirs) :]) and len(theirs) == (2 if way == "plain" else 1)
+
+
+def test_step_one_on_two_processes_is_that_of_one_with_two_batches_per_step(
+    alone: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    ours, theirs = (_log(folder / "text") for folder in (alone, two[0]))
+    assert [line["tokens"] for line in theirs] == [line["tokens"] for line in ours]
+    assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], rel=1e-4)
+    ours, theirs = (read_tensors(f / "text" / "encoder" / "model.safetensors") for f in (alone, two[0]))
+    for name, value in ours.items():
+        if not name.endswith("key.bias"):  # moves attention not at all: its gradient is rounding alone
+            torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=2e-3, msg=name)
 
 
 @pytest.mark.parametrize("way", ["plain", "sharded"])
 def test_each_step_sends_the_trained_numbers_once(two: tuple[Path, dict[str, Any]], way: str) -> None:
     seen = two[1][way]
     steps = [size for size in seen["sent"] if size > 100]
-    assert steps == [4 * (seen["trained"] + COUNTS)] * STEPS
+    assert steps == [4 * (seen["trained"] + seen["tensors"] + COUNTS)] * STEPS
 
 
 def test_a_sharded_encoder_is_half_on_each_of_two_processes_and_learns_the_same(
     two: tuple[Path, dict[str, Any]],
 ) -> None:
     out, seen = two
-    assert seen["sharded"]["weights"] == pytest.approx(seen["plain"]["weights"] / 2, rel=0.05)
-    plain, sharded = (load_bank(out / way / "bank") for way in ("plain", "sharded"))
-    _close(sharded.bank, plain.bank)
-    assert sharded.base == plain.base
+    plain = load_bank(out / "plain" / "bank")
+    for way in ("sharded", "recomputed"):
+        assert seen[way]["weights"] == pytest.approx(seen["plain"]["weights"] / 2, rel=0.05)
+        found = load_bank(out / way / "bank")
+        _close(found.bank, plain.bank)
+        assert found.base == plain.base
 
 
+@pytest.mark.parametrize("way", ["plain", "sharded"])
 def test_a_run_of_two_processes_is_continued_by_one(
-    base: Base, two: tuple[Path, dict[str, Any]], tmp_path: Path
+    base: Base, two: tuple[Path, dict[str, Any]], tmp_path: Path, way: str
 ) -> None:
-    half = tmp_path / "checkpoints"
-    shutil.copytree(two[0] / "plain" / "checkpoints" / "step-00000003", half / "step-00000003")
-    _close(step_two(base, tmp_path, accumulate=2), load_bank(two[0] / "plain" / "bank").bank)
+    _go_on(two[0] / way, tmp_path)
+    _close(step_two(base, tmp_path, accumulate=2), load_bank(two[0] / way / "bank").bank)
 
 
 def test_traffic_per_process_does_not_grow_with_the_processes(
@@ -112,13 +146,3 @@ def test_the_command_runs_on_two_processes(base: Base, tmp_path: Path) -> None:
     accelerate(2, "mp2.cli.main", "pretrain", str(base.path), *arguments)
     bank = load_bank(tmp_path / "run" / "bank")
     assert (bank.tasks, bank.facts["steps"]) == (("waimai",), 4)
-
-
-def test_processes_of_step_one_share_one_stream_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mixture, "batch", lambda self, step: ("mlm", [step]))
-    streams = []
-    for rank in range(3):
-        mixture = Mixture.__new__(Mixture)
-        mixture._step, mixture._rank, mixture._world = 0, rank, 3
-        streams.append([next(mixture)[1][0] for _ in range(2)])
-    assert sorted(step for stream in streams for step in stream) == list(range(6))

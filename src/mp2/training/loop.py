@@ -235,6 +235,9 @@ class Trainer:
     def _reduce(self, rows: int, total: Tensor, tokens: int) -> Tensor:
         """Sum gradients and counts over processes: one all-reduce of one flat buffer.
 
+        Beside its gradient every tensor sends whether this process asked it. One that none asked keeps no
+        gradient, as with one process: AdamW would move it by a gradient of zeros, by decay and moments.
+
         Returns:
             ``(4,)``: rows, summed loss, tokens, and how many processes are out of time.
         """
@@ -245,16 +248,18 @@ class Trainer:
         if rank_and_world()[1] == 1:
             return counts
         parameters = list(self.parameters.values())
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.reshape(-1).float() for p in parameters if p.grad is not None] + [counts])
+        asked = [p.grad is not None for p in parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        # a list from the host makes a card wait, as reading one does: only where something is missing
+        flags = counts.new_ones(len(asked)) if all(asked) else counts.new_tensor(asked)
+        flat = torch.cat([grad.reshape(-1).float() for grad in grads] + [flags, counts])
         torch.distributed.all_reduce(flat)
-        offset = 0
-        for p in parameters:
-            assert p.grad is not None
-            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-            offset += p.numel()
-        return flat[offset:]
+        sizes = [*(p.numel() for p in parameters), len(flags), len(counts)]
+        *sums, flags, counts = torch.split(flat, sizes)
+        anywhere = [True] * len(asked) if all(asked) else flags.tolist()
+        for p, grad, summed, kept in zip(parameters, grads, sums, anywhere, strict=True):
+            p.grad = grad.copy_(summed.view_as(p)) if kept else None
+        return counts.clone()  # they wait for the next report, and the buffer shall not
 
     def _rates(self, step: int) -> dict[str, float]:
         factor = lr_factor(step, self.config)
