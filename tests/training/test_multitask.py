@@ -117,6 +117,21 @@ def test_batches_without_prompts_leave_the_bank_alone(base: Base, tasks: dict[st
         assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a card can be waited for")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_step_asks_a_card_for_nothing(base: Base, tasks: dict[str, PreparedTask]) -> None:
+    run = MultiTaskRun(Base(base.path, "cuda"), tasks, CONFIG)
+    items = iter([(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
+    trainer = Trainer(run.groups(), items, run.loss, LoopConfig(3), device="cuda")  # type: ignore[arg-type]
+    trainer.one_step()  # the libraries of a card wait when they start
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.one_step()
+        trainer.one_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     tokenizer = invented_tokenizer()
     tokenizer.save_pretrained(str(tmp_path / "tokenizer"))

@@ -173,7 +173,8 @@ class MultiTaskRun:
         """
         if self.bank is None:
             return None
-        logits, sample = self.router[list(rows)], noise is not None
+        # one by one: an index in a list is copied to a card, which would wait for it
+        logits, sample = torch.stack([self.router[row] for row in rows]), noise is not None
         weights = router_weights(logits, self.config.routing, sample=sample, generator=noise)
         return self.bank.compose(weights)
 
