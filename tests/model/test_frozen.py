@@ -39,9 +39,14 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def _both(
-    backbone: Backbone, patch: pytest.MonkeyPatch, picks: Tensor | None = None, *, full: bool = False
+    backbone: Backbone,
+    patch: pytest.MonkeyPatch,
+    picks: Tensor | None = None,
+    *,
+    full: bool = False,
+    half: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Hidden states and the prompts' gradient, slow and fast."""
+    """Hidden states and the prompts' gradient, slow and fast; ``half`` is for the fast ones alone."""
     found = []
     mask = torch.ones_like(MASK) if full else MASK
     for step in range(2):
@@ -49,7 +54,8 @@ def _both(
             patch.undo()
             assert frozen.runs(backbone.layers[0])
         prompts = PROMPTS.clone().requires_grad_(True)
-        hidden = backbone(IDS, mask, Prompts(prompts, ROWS), picks=picks)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half and step == 1):
+            hidden = backbone(IDS, mask, Prompts(prompts, ROWS), picks=picks)
         towards = TOWARDS if picks is None else frozen.at(TOWARDS, picks)
         keep = mask if picks is None else torch.ones_like(picks, dtype=torch.bool)
         (hidden * towards)[keep].sum().backward()
@@ -102,6 +108,23 @@ def test_bf16_stays_close_and_fp32_between_the_layers(backbone: Backbone) -> Non
         half = backbone(IDS, MASK, Prompts(PROMPTS.bfloat16(), ROWS))  # as a bank composes them here
     assert half.dtype == torch.float32
     assert 0 < float((half - plain)[MASK].abs().max()) < 0.05 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("count", [0, 2, HIDDEN])
+def test_bf16_gradients_and_picked_tokens_stay_close(
+    backbone: Backbone,
+    plainly: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    ordered: bool,
+) -> None:
+    monkeypatch.setattr(frozen, "_ORDERED", frozen._ORDERED and ordered)
+    picks = torch.tensor([[1, 4], [0, 6], [2, 2]]).repeat(1, count // 2) if count else None
+    slow, fast = _both(backbone, plainly, picks, half=True)
+    for exact, near in zip(slow, fast, strict=True):
+        assert near.dtype == torch.float32
+        assert 1e-4 < float((near - exact).norm() / exact.norm()) < 0.03
 
 
 @pytest.mark.parametrize("kind", ["relu", "gelu_new", "roberta", "electra"])
