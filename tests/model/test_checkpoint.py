@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from transformers import BertModel, ElectraConfig, ElectraModel, ErnieConfig, Er
 
 from mp2.errors import CheckpointError
 from mp2.model.backbone import load_backbone
-from mp2.model.checkpoint import Base, load_base, save_encoder, write_manifest
+from mp2.model.checkpoint import Base, fingerprint, load_base, save_encoder, write_manifest
+from mp2.model.router import Routing
+from mp2.tuning.adapter import Adapter, compose
+from tests.data.invented import task
 from tests.micro import HIDDEN, micro_bank, micro_base, micro_encoder, micro_tokenizer
 
 
@@ -170,6 +174,15 @@ def test_a_damaged_file_is_found_when_loading(base: Base, tmp_path: Path, name: 
         Base(folder)
 
 
+@pytest.mark.parametrize("files", [None, {}])
+def test_a_manifest_that_names_no_file_is_refused(base: Base, tmp_path: Path, files: Any) -> None:
+    folder = _copy(base, tmp_path / "b")
+    facts = json.loads((folder / "mp2.json").read_text())
+    (folder / "mp2.json").write_text(json.dumps({**facts, "files": files}))
+    with pytest.raises(CheckpointError, match=r"mp2\.json: expected the sha256 of every file under 'files'"):
+        Base(folder)
+
+
 def test_a_truncated_bank_is_found_without_hashes_too(base: Base, tmp_path: Path) -> None:
     folder = _copy(base, tmp_path / "b") / "banks" / "deep"
     file = folder / "bank.safetensors"
@@ -190,6 +203,30 @@ def test_a_bank_of_another_base_is_refused_with_both_names(base: Base, tmp_path:
         CheckpointError, match=f"belongs to base {other.fingerprint}, but micro is {base.fingerprint}"
     ):
         base.bank(str(tmp_path / "bank"))
+
+
+def test_routing_counts_in_a_banks_fingerprint_where_it_changes_answers(base: Base) -> None:
+    bank = micro_bank(base, "deep", deep=True)
+    others = [Routing("hard"), Routing(combine="mean"), Routing("hard", "mean")]
+    found = {replace(bank, routing=routing).fingerprint for routing in (Routing(), *others)}
+    assert len(found) == 4
+    # as before routing counted, so that adapters and records of the usual one keep their bank
+    weights = {**bank.bank.state_dict(), **{f"head.{k}": v for k, v in bank.head.state_dict().items()}}
+    assert bank.fingerprint == fingerprint(weights)
+    assert replace(bank, routing=Routing(temperature=0.5)).fingerprint == bank.fingerprint
+
+
+def test_an_adapter_is_refused_by_the_same_prompts_with_other_gates(base: Base, tmp_path: Path) -> None:
+    bank, name = micro_bank(base, "deep", deep=True), str(tmp_path / "bank")
+    router, injection = torch.zeros(bank.router.shape[1:]), bank.bank.config.injection
+    facts = ("mp2-deep-gd-router", base.name, base.fingerprint, name, bank.fingerprint, injection)
+    adapter = Adapter(task("waimai", "classification"), *facts, {"router": router})
+    for routing in (Routing(), Routing("hard")):
+        replace(bank, routing=routing).save(Path(name), dtype=torch.float32)
+        if routing == Routing():
+            assert compose(adapter, Base(base.path)).prompts is not None
+    with pytest.raises(CheckpointError, match=r"belongs to bank .*, not to this one"):
+        compose(adapter, Base(base.path))
 
 
 def test_a_bare_encoder_folder_is_a_base_without_banks(base: Base) -> None:

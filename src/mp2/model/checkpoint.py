@@ -1,7 +1,7 @@
 """Bases, banks and adapters on disk: safetensors and JSON only, verified when loaded, nothing is unpickled.
 
     base/                     a frozen encoder and what was pre-trained on it
-      mp2.json                name, banks, default bank, sha256 of every file
+      mp2.json                name, banks, sha256 of every file
       encoder/                Hugging Face layout: config, weights, tokenizer; head.safetensors (span head)
       banks/<name>/           bank.json + bank.safetensors (prompts or z and A, routers, head)
 
@@ -72,8 +72,12 @@ class TrainedBank:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of prompts and head: an adapter works on this bank only."""
-        return fingerprint({**self.bank.state_dict(), **_named("head", self.head.state_dict())})
+        """Hash of prompts, head and gates: an adapter works on this bank only."""
+        tensors = {**self.bank.state_dict(), **_named("head", self.head.state_dict())}
+        gates = (self.routing.gate, self.routing.combine)
+        if gates != ("soft", "normalised"):  # these add nothing: hashes made before gates counted hold
+            tensors[f"routing {gates}"] = torch.empty(0)
+        return fingerprint(tensors)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
         """Write the bank into a folder."""
@@ -143,7 +147,7 @@ class Base:
         encoder: Path | str = path
         if (folder / "mp2.json").exists():
             self.facts = read_json(folder / "mp2.json")
-            verify(folder, self.facts.get("files", {}))
+            verify(folder, self.facts.get("files"))
             encoder = folder / "encoder"
         self.tokenizer = load_tokenizer(encoder)
         backbone = load_backbone(encoder, slot_id=self.tokenizer.mask_token_id, dtype=torch.float32)
@@ -244,22 +248,26 @@ def save_encoder(folder: Path, encoder: Any, tokenizer: Any, head: nn.Module | N
         )
 
 
-def write_manifest(folder: Path, name: str, banks: list[str], **facts: Any) -> None:
+def write_manifest(folder: Path, name: str, banks: list[str]) -> None:
     """Write ``mp2.json`` with the hash of every file of a base."""
     files = {
         str(file.relative_to(folder)): sha256(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name not in ("mp2.json", "README.md")
     }
-    write_json(folder / "mp2.json", {"name": name, "banks": banks, **facts, "files": files})
+    write_json(folder / "mp2.json", {"name": name, "banks": banks, "files": files})
 
 
-def verify(folder: Path, files: Mapping[str, str]) -> None:
+def verify(folder: Path, files: Mapping[str, str] | None) -> None:
     """Check that files are as they were when the base was written.
 
     Raises:
-        CheckpointError: A file is absent or its bytes differ.
+        CheckpointError: No file is named, one is absent, or its bytes differ.
     """
+    if not files:
+        raise CheckpointError(
+            f"{folder / 'mp2.json'}: expected the sha256 of every file under 'files', got none"
+        )
     for name, expected in files.items():
         file = folder / name
         if not file.exists():

@@ -43,7 +43,7 @@ def assemble(
             shutil.copytree(encoder, aside / "encoder")
             for bank in loaded:
                 bank.save(aside / "banks" / bank.name)
-            write_manifest(aside, name, [bank.name for bank in loaded], encoder_fingerprint=bare.fingerprint)
+            write_manifest(aside, name, [bank.name for bank in loaded])
             write_whole(aside / "README.md", f"# {name}\n\n{notes.strip()}\n\n{_tables(history, loaded)}\n")
     except FileExistsError:
         raise CheckpointError(f"{out}: exists already; choose another folder or replace it") from None
