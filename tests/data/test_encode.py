@@ -59,7 +59,9 @@ def test_hundreds_of_labels_are_spread_over_windows_and_all_are_there(encoder: E
 
 def test_an_option_longer_than_the_window_is_refused_with_both_sizes(encoder: Encoder) -> None:
     task = TaskSpec(name="c", family="choice", template="{document}选项：")
-    with pytest.raises(TaskError, match=r"needs 301 tokens, but the model's window of 128"):
+    with pytest.raises(
+        TaskError, match=r"needs 301 tokens, but the model's window of 128 .*, in the row '一'"
+    ):
         encoder([render(task, {"document": "一", "options": ["长" * 300, "二"], "label": 0})])
 
 
@@ -104,6 +106,21 @@ def test_an_empty_context_has_no_span_to_search(encoder: Encoder) -> None:
     example = MRCExample((Segment("", "context"), Segment("问题")))
     (row,) = encoder([example])
     assert row.windows[0].context is None
+
+
+def test_a_question_that_leaves_no_room_is_refused_with_its_row(encoder: Encoder) -> None:
+    row = {"context": "雨" * 50, "question": "长" * 120, "answer": "雨"}
+    with pytest.raises(TaskError, match=r"needs 1\d\d tokens and leaves no room .*, in the row '雨{20}'"):
+        encoder([render(READING, row)])
+
+
+def test_one_call_of_the_tokenizer_takes_all_texts(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, asked = base.encoder(), list[list[str]]()
+    tokenise = encoder._tokenise
+    monkeypatch.setattr(encoder, "_tokenise", lambda texts: asked.append(texts) or tokenise(texts))
+    encoder([render(TOPIC, {"text": text, "label": 0}) for text in ("今天", "明天", "体育")])
+    assert len(asked) == 1
+    assert sorted(asked[0]) == sorted(["今天", "明天", *TOPIC.labels, '主题识别："', '"的主题是？选项：'])
 
 
 def test_room_is_kept_for_prompt_slots(base: Base) -> None:

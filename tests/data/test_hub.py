@@ -56,7 +56,7 @@ def test_every_set_of_the_catalogue_that_is_on_the_hub(tmp_path: Path, hub: Path
         task = catalogue.get(name)
         assert missing(task, tmp_path) is None and not on_hub(task, tmp_path)
         assert task.data is not None and layout(task, tmp_path) == task.data.layouts[0]
-        for split in task.data.split_names:
+        for split in task.data.layouts[0].splits:
             assert gold(task, split, tmp_path), (name, split)
     assert gold(catalogue.get("c3"), "test", tmp_path)[:2] == ["雨天", "晴天"]
 

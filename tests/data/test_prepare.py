@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mp2.data.cache import file_hashes
 from mp2.data.encode import Encoder
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.data.report import report_table
 from mp2.data.sampling import few_shot
 from mp2.errors import DataError
+from mp2.runtime import sha256
 from mp2.tasks.spec import TaskSpec
 from tests.data.invented import rows_of, sentence, task, texts, write_csv, write_jsonl
 from tests.micro import micro_tokenizer
@@ -97,6 +100,19 @@ def test_a_prepared_split_is_opened_not_made_again(
     assert len(changed.split("test")) == 11
     longer = Encoder(encoder.tokenizer, 80)
     assert _prepare(tmp_path, longer, spec)["shop"].split("test").path != changed.split("test").path
+
+
+def test_the_name_of_a_label_folder_is_part_of_what_was_read(tmp_path: Path) -> None:
+    (tmp_path / "set" / "体育").mkdir(parents=True)
+    (tmp_path / "set" / "体育" / "1.txt").write_text("球", encoding="utf-8")
+    before = file_hashes([tmp_path / "set"], tmp_path / "cache")
+    (tmp_path / "set" / "体育").rename(tmp_path / "set" / "财经")
+    assert file_hashes([tmp_path / "set"], tmp_path / "cache") != before
+    # of a file and of a folder's parts it is what it was, so what was prepared from them stays valid
+    content = sha256(tmp_path / "set" / "财经" / "1.txt")
+    known = hashlib.sha256(f"1.txt|{content}|".encode()).hexdigest()
+    for path in (tmp_path / "set" / "财经" / "1.txt", tmp_path / "set" / "财经"):
+        assert file_hashes([path], tmp_path / "cache") == [(path.name, known)]
 
 
 def test_downstream_texts_leave_the_upstream_side(tmp_path: Path, encoder: Encoder) -> None:

@@ -292,6 +292,20 @@ BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         ":3: the file ends within quotes that open here",
     ),
     ("cut jsonl", '{"text": "晴"}\n{"text": "雨', {"format": "jsonl"}, ":2: not valid JSON"),
+    (
+        "long number",
+        '{"a": %s}\n' % ("1" * 5000),
+        {"format": "jsonl"},
+        ":1: not readable JSON: Exceeds the limit",
+    ),
+    (
+        "long number",
+        '[{"a": 1},\n%s]' % ("1" * 5000),
+        {"format": "json"},
+        ":2: not readable JSON: Exceeds the",
+    ),
+    ("deep", "[" * 99_999 + "\n", {"format": "jsonl"}, ":1: not readable JSON: maximum recursion"),
+    ("deep", "[" * 99_999, {"format": "json"}, ":1: not readable JSON: maximum recursion"),
     ("no object", "[1]\n", {"format": "jsonl"}, ":1: expected an object with a key per column, got list"),
     ("cut json", '[{"a": 1},\n{"a"', {"format": "json"}, ":2: the JSON ends too early: the file is cut"),
     ("cut array", '[{"a": 1}', {"format": "json"}, ":1: expected ',' or ']' in the array, got the end"),
@@ -352,7 +366,9 @@ def test_a_last_line_without_an_end_may_be_whole(tmp_path: Path) -> None:
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, 'text,label\n"晴,0\n' + "雨,1\n" * 60_000)
-    with pytest.raises(DataError, match=r":2: a quote that opens here is not closed"):
+    with pytest.raises(
+        DataError, match=r":2: a quote that opens here is not closed, or a cell has more than 131"
+    ):
         rows(path, format="csv")
 
 
@@ -384,6 +400,10 @@ def test_a_users_table_is_read_by_its_extension(tmp_path: Path) -> None:
     }
     for name, content in tables.items():
         assert len(list(read_table(write(tmp_path, content, name)))) == 2
+    bad: list[DataError] = []
+    path = write(tmp_path, '{"text": "晴\\ud83d"}\n{"text": "雨"}\n', "half.jsonl")
+    assert [row for _, row in read_table(path, on_bad=bad.append)] == [{"text": "雨"}]
+    assert str(bad[0]) == f"{path}:1: half a character (a lone surrogate)"
     with pytest.raises(DataError, match="cannot tell the format from the name; did you mean 'json'"):
         list(read_table(write(tmp_path, CSV, "a.jsn")))
 

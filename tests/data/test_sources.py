@@ -71,7 +71,7 @@ def test_rows_of_one_document_stay_together(tmp_path: Path) -> None:
 
 def test_white_space_does_not_move_a_row() -> None:
     assert position("今天 下雨") == position("今天下雨\n")
-    assert 0 <= position("") < 1
+    assert 0 <= position("") < 1 and 0 <= position("\ud83d") < 1
     assert group_key(weather(), {"text": "晴", "label": "0"}) == "晴"
 
 
@@ -99,6 +99,12 @@ def test_excluded_and_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> 
     keys = {"on_left_out": lambda reason, where: left_out.append((reason, where.line))}
     assert texts(task, "train", tmp_path, **keys) == ["雨", "雪"]
     assert left_out == [("in test", 1), ("repeated", 3)]
+    with (tmp_path / "weather/test.tsv").open("a", encoding="utf-8") as out:
+        out.write("a row that cannot be read\n")  # it costs its own split a row, not this one
+    bad: list[DataError] = []
+    assert texts(task, "train", tmp_path, on_bad=bad.append) == ["雨", "雪"] and not bad
+    with pytest.raises(DataError, match=r"test.tsv:2: expected 2 columns"):
+        texts(task, "train", tmp_path)
 
 
 def test_the_first_complete_layout_is_used(tmp_path: Path) -> None:

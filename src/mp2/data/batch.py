@@ -65,11 +65,6 @@ class MRCBatch:
         moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
         return replace(self, **moved)
 
-    @property
-    def tokens(self) -> int:
-        """Real tokens in the batch."""
-        return int(self.mask.sum())
-
 
 def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id: int = 0) -> MRCBatch:
     """Put encoded rows into one batch.

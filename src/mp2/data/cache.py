@@ -35,7 +35,7 @@ def content_key(*parts: Any) -> str:
 
 
 def file_hashes(files: Sequence[Path], cache_dir: Path) -> list[tuple[str, str]]:
-    """Name and content hash of each raw file.
+    """Name and content hash of each raw file; of a folder, also the names of what is in it.
 
     A file is read again only when its size or its time of change differs from when it was last hashed.
 
@@ -54,7 +54,8 @@ def file_hashes(files: Sequence[Path], cache_dir: Path) -> list[tuple[str, str]]
                 key = f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}"
                 if key not in memo:
                     memo[key] = sha256(path)
-                digest.update(f"{path.name}|{memo[key]}|".encode())
+                name = path.name if path == file else path.relative_to(file)  # a folder may be a label
+                digest.update(f"{name}|{memo[key]}|".encode())
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
         hashes.append((file.name, digest.hexdigest()))

@@ -1,22 +1,22 @@
 """From text to token ids: windows, option spans, gold spans and the offsets back to the user's text.
 
 Every segment, option and separator is tokenised by itself, so an option's tokens are the same wherever
-it stands and spans never straddle a boundary. Only ``cut`` and ``context`` segments ever lose tokens:
-``cut`` text is shortened (longest first), ``context`` text is windowed with a stride. Options that do not
-fit one window are spread over several, which the model scores together. Prompt slots are not tokens:
-room for them is ``reserve``.
+it stands and spans never straddle a boundary. Only two roles ever lose tokens: ``cut`` text before options is
+shortened (longest first), and the ``context`` of a span task is windowed with a stride. Options that do not
+fit one window are spread over several, which the model scores together. Prompt slots are not tokens: room
+for them is ``reserve``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mp2.errors import TaskError
-from mp2.tasks.render import MRCExample, Segment
+from mp2.tasks.render import MRCExample
 
 SEPARATOR = "，"
 Tokens = list[int]
@@ -78,8 +78,7 @@ class Encoder:
         self.stride = stride
         self.max_windows = max_windows
         self._cls, self._sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-        self._literals: dict[str, Tokens] = {}
-        self._comma = self._literal(SEPARATOR)
+        self._comma = self._tokenise([SEPARATOR])[0][0]
 
     @property
     def fingerprint(self) -> str:
@@ -92,10 +91,10 @@ class Encoder:
         """Encode examples; tokenises all their texts in one call.
 
         Raises:
-            TaskError: The parts that may not be cut leave no room, with the sizes.
+            TaskError: The parts that may not be cut leave no room, with the sizes and the row's beginning.
         """
-        texts = [segment.text for example in examples for segment in example.segments]
-        texts = [text for text in dict.fromkeys(texts) if text not in self._literals]
+        # few of them are different: template words and labels are those of all rows
+        texts = list(dict.fromkeys(text for example in examples for text in _texts(example)))
         tokens = dict(zip(texts, self._tokenise(texts), strict=True))
         return [self._encode(example, tokens) for example in examples]
 
@@ -113,37 +112,18 @@ class Encoder:
         )
         return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
 
-    def _literal(self, text: str) -> Tokens:
-        """Ids of a template literal or option; remembered, since few distinct ones exist."""
-        if text not in self._literals:
-            if len(self._literals) > 100_000:
-                self._literals.clear()
-            self._literals[text] = self._tokenise([text])[0][0]
-        return self._literals[text]
-
     def _encode(self, example: MRCExample, tokens: dict[str, tuple[Tokens, list[Span]]]) -> Encoded:
-        def ids(segment: Segment) -> Tokens:
-            known = self._literals.get(segment.text)
-            return known if known is not None else tokens[segment.text][0]
-
-        pieces: list[tuple[str, Tokens]] = [(segment.role, ids(segment)) for segment in example.segments]
+        pieces: list[tuple[str, Tokens]] = [(s.role, tokens[s.text][0]) for s in example.segments]
         if example.options:
-            return self._encode_options(example, pieces)
-        offsets = next(
-            (
-                tokens[s.text][1] if s.text in tokens else self._tokenise([s.text])[0][1]
-                for s in example.segments
-                if s.role == "context"
-            ),
-            [],
-        )
-        return self._encode_spans(example, pieces, offsets)
+            return self._encode_options(example, pieces, [tokens[text][0] for text in example.options])
+        return self._encode_spans(example, pieces, tokens[example.context][1])
 
-    def _encode_options(self, example: MRCExample, pieces: list[tuple[str, Tokens]]) -> Encoded:
-        options = [self._literal(option) for option in example.options]
+    def _encode_options(
+        self, example: MRCExample, pieces: list[tuple[str, Tokens]], options: list[Tokens]
+    ) -> Encoded:
         for text, option in zip(example.options, options, strict=True):
             if not option:
-                raise TaskError(f"option {text!r} has no tokens in this vocabulary")
+                raise TaskError(f"option {text!r} has no tokens in this vocabulary{_beginning(example)}")
         # at least a quarter of the text is kept, so an option list that is too long is spread over windows
         fixed = 1 + sum(len(piece) for role, piece in pieces if role != "cut")
         wanted = sum(len(piece) for role, piece in pieces if role == "cut")
@@ -152,7 +132,7 @@ class Encoder:
         if room < longest:
             raise TaskError(
                 f"the option {max(example.options, key=len)!r} needs {longest} tokens, but the model's"
-                f" window of {self.room} has {max(room, 0)} left beside the question"
+                f" window of {self.room} has {max(room, 0)} left beside the question{_beginning(example)}"
             )
         windows = []
         for group in _spread([len(option) + len(self._comma) for option in options], room):
@@ -175,6 +155,7 @@ class Encoder:
         if room < min(len(context), 16):
             raise TaskError(
                 f"the question needs {fixed} tokens and leaves no room in a window of {self.room}"
+                f"{_beginning(example)}"
             )
         gold = [_token_span(offsets, span) for span in example.spans]
         windows = [
@@ -209,6 +190,17 @@ class Encoder:
                 answer = (span[0] - start + place[0], span[1] - start + place[0])
                 break
         return Window(ids, context=place, no_answer=no_answer, gold=answer, offsets=list(offsets[start:stop]))
+
+
+def _texts(example: MRCExample) -> Iterator[str]:
+    yield from (segment.text for segment in example.segments)
+    yield from example.options
+
+
+def _beginning(example: MRCExample) -> str:
+    """The tail of a message: which row it is, whose number only the caller knows."""
+    data = (segment.text for segment in example.segments if segment.role not in ("literal", "no_answer"))
+    return f", in the row {''.join(data)[:20]!r}..."
 
 
 def _shorten(pieces: list[tuple[str, Tokens]], room: int) -> list[tuple[str, Tokens]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mp2.data.duplicates import RULES, DuplicateRules, Hashes, found_in, row_keys
+from mp2.data.duplicates import Hashes, found_in, row_keys
 from mp2.data.leaks import rendered_chunks
 from mp2.data.sources import layout
 from mp2.tasks.spec import TaskSpec
@@ -58,7 +58,6 @@ def overlaps(
     tasks: Sequence[TaskSpec],
     root: Path,
     *,
-    rules: DuplicateRules = RULES,
     on_split: Callable[[str, int], None] = lambda name, rows: None,
 ) -> list[Overlap]:
     """All pairs of splits that share texts, largest overlap first.
@@ -69,7 +68,6 @@ def overlaps(
     Args:
         tasks: Tasks whose data are there.
         root: Folder of the data sets.
-        rules: What counts as the same.
         on_split: Is given the name and the rows of each split when it has been read.
 
     Raises:
@@ -78,7 +76,7 @@ def overlaps(
     splits: dict[tuple[str, str], _Keys] = {}
     for task in tasks:
         for split in layout(task, root).splits:
-            keys = splits[task.name, split] = _split_keys(task, split, root, rules)
+            keys = splits[task.name, split] = _split_keys(task, split, root)
             on_split(f"{task.name}/{split}", keys.size)
     # most keys are in one split only and need no comparison
     distinct = np.concatenate([np.empty(0, np.uint64), *(np.unique(keys.key) for keys in splits.values())])
@@ -95,13 +93,13 @@ def overlaps(
     return sorted(found, key=lambda overlap: -max(overlap.first_rows, overlap.second_rows))
 
 
-def _split_keys(task: TaskSpec, split: str, root: Path, rules: DuplicateRules) -> _Keys:
+def _split_keys(task: TaskSpec, split: str, root: Path) -> _Keys:
     keys: list[Hashes] = []
     rows: list[NDArray[np.int64]] = []
     identity: list[NDArray[np.bool_]] = []
     size = 0
     for chunk in rendered_chunks(task, split, root):
-        found = row_keys(chunk.examples, rules)
+        found = row_keys(chunk.examples)
         keys.append(found.text)
         rows.append(found.text_row + size)
         identity.append(np.arange(len(found.text)) < len(found))

@@ -63,11 +63,11 @@ def read_rows(
         raise DataError(f"{path}: the file has no rows")
 
 
-def read_table(path: Path | str, *, encoding: str = "utf-8", on_bad: OnBad | None = None) -> Rows:
+def read_table(path: Path | str, *, on_bad: OnBad | None = None) -> Rows:
     """Rows of a user's own file, by its extension: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.xlsx``.
 
     CSV, TSV and XLSX need a header line; JSONL an object per line, JSON an array of objects. CSV is read with
-    quotes, TSV without. Any of them may be gzipped (``.csv.gz``).
+    quotes, TSV without. All but XLSX may be gzipped (``.csv.gz``).
 
     Raises:
         DataError: As for :func:`read_rows`, or the extension is unknown, or the header looks like data.
@@ -76,12 +76,17 @@ def read_table(path: Path | str, *, encoding: str = "utf-8", on_bad: OnBad | Non
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix not in TABLES:
         raise DataError(f"{path}: cannot tell the format from the name; {nearest(suffix, TABLES)}")
-    source = FileSource.model_validate({"path": str(path), "format": suffix, "encoding": encoding})
+    source = FileSource.model_validate({"path": str(path), "format": suffix})
     first = True
     for where, row in read_rows(path, source, on_bad=on_bad):
         if first and suffix in ("csv", "tsv", "xlsx"):
             _check_header(path, row)
         first = False
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can write it, and nothing can show or save it
+            (on_bad or _raise)(DataError(f"{where}: half a character (a lone surrogate)"))
+            continue
         yield where, row
 
 
@@ -154,7 +159,8 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
             return
         except csv.Error as error:
             if "field limit" in str(error):
-                raise DataError(f"{places[0]}: a quote that opens here is not closed") from error
+                most = f"a cell has more than {csv.field_size_limit():,} characters"
+                raise DataError(f"{places[0]}: a quote that opens here is not closed, or {most}") from error
             bad(DataError(f"{places[0]}: not a row of CSV: {error}"))
             cells = []
         whole = len(raw) == 1 and raw[0].endswith("\n")
@@ -223,6 +229,9 @@ def _jsonl(path: Path, source: FileSource, bad: OnBad) -> Rows:
             if not line.endswith("\n"):
                 raise DataError(f"{problem}: the file is cut in the middle") from error
             bad(DataError(problem))
+            continue
+        except (ValueError, RecursionError) as error:  # a number too long for Python, lists in lists in lists
+            bad(DataError(f"{where}: not readable JSON: {error}"))
             continue
         if isinstance(value, dict) or source.each or source.take:
             yield where, value

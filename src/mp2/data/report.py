@@ -28,11 +28,11 @@ class Tally:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, what: str) -> None:
+    def add(self, what: object) -> None:
         """Count one more."""
         self.count += 1
         if len(self.first) < EXAMPLES:
-            self.first.append(what)
+            self.first.append(str(what))
 
 
 @dataclass(slots=True)
@@ -79,15 +79,15 @@ class SplitReport:
         kind = _SPECIFIC.sub("…", _PLACE.sub("", str(error), count=1))[:120]
         if kind not in self.bad and len(self.bad) >= KINDS:
             kind = "other mistakes"
-        self.bad.setdefault(kind, Tally()).add(str(error))
+        self.bad.setdefault(kind, Tally()).add(error)
 
     def leave_out(self, reason: str, where: Where) -> None:
         """Count a row that the task file leaves out on purpose."""
-        self.left_out.setdefault(reason, Tally()).add(str(where))
+        self.left_out.setdefault(reason, Tally()).add(where)
 
     def remove(self, reason: str, where: Where) -> None:
         """Count a row that is taken out although nothing is wrong with it."""
-        self.removed.setdefault(reason, Tally()).add(str(where))
+        self.removed.setdefault(reason, Tally()).add(where)
 
     @property
     def bad_rows(self) -> int:

@@ -22,27 +22,20 @@ POOLED_BATCHES = 64
 PLANNED_DRAWS = 4096
 
 
-def shots_per_label(
-    n_labels: int, total: int = FEW_SHOT_ROWS, many: int = 8, *, round_up: bool = False
-) -> int:
+def shots_per_label(n_labels: int) -> int:
     """Rows per label of a true few-shot set (paper section 4.1).
 
-    Up to five labels share ``total`` rows equally; with more labels each has ``many``. Where ``total``
-    does not divide, the released gradient script rounds down (3 labels: 10 rows each, 5: 6) and the
-    black-box script rounds up (11 and 7). The released gradient script also divides for 6 to 9 labels;
-    here the paper's text is followed.
+    Up to five labels share 32 rows equally; with more labels each has 8. Where 32 does not divide, it is
+    rounded down, as in the released gradient script (3 labels: 10 rows each, 5: 6); the black-box script
+    rounds up (11 and 7). The released gradient script also divides for 6 to 9 labels; here the paper's
+    text is followed.
 
     Args:
         n_labels: Labels of the task; 0 for a task without labels, whose rows are all of one kind.
-        total: Rows of the whole set with few labels.
-        many: Rows per label with more than five.
-        round_up: Round up where ``total`` does not divide.
     """
     if n_labels <= 1:
-        return total
-    if n_labels > 5:
-        return many
-    return -(-total // n_labels) if round_up else total // n_labels
+        return FEW_SHOT_ROWS
+    return 8 if n_labels > 5 else FEW_SHOT_ROWS // n_labels
 
 
 def few_shot(

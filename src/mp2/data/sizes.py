@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mp2.data.report import Tally
 from mp2.data.sources import layout, missing, read_split
 from mp2.tasks.source import SPLITS
 from mp2.tasks.spec import TaskSpec
@@ -57,24 +58,15 @@ def count_rows(
         if missing(task, root) is not None:
             found.append(Sizes(task, False, {}))
             continue
-        chosen, bad = layout(task, root), _Count()
+        chosen, bad = layout(task, root), Tally()
         rows: dict[str, int] = {
-            split: sum(1 for _ in read_split(task, split, root, on_bad=bad))
+            split: sum(1 for _ in read_split(task, split, root, on_bad=bad.add))
             for split in SPLITS
             if split in chosen.splits
         }
-        found.append(Sizes(task, True, rows, bad.rows, chosen.note))
+        found.append(Sizes(task, True, rows, bad.count, chosen.note))
         on_task(task.name)
     return found
-
-
-class _Count:
-    """Counts its calls."""
-
-    rows = 0
-
-    def __call__(self, error: object) -> None:
-        self.rows += 1
 
 
 def table_8(sizes: Sequence[Sizes]) -> str:

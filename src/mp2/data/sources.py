@@ -121,8 +121,11 @@ def read_split(
     source = next((item for name, item in splits.items() if name == split), None)
     if source is None:
         raise DataError(f"task {task.name}: no split {split!r}; {nearest(split, splits)}")
+    ignore = on_bad and (lambda error: None)  # a bad row counts in the splits that its file is read for
     excluded = {
-        _digest(_inputs(task, row)) for name in source.exclude for _, row in _file_rows(data, name, root)
+        _digest(_inputs(task, row))
+        for name in source.exclude
+        for _, row in _file_rows(data, name, root, ignore)
     }
     rows = chain.from_iterable(_file_rows(data, name, root, on_bad, on_left_out) for name in source.files)
     return _select(task, source, excluded, rows, on_bad, on_left_out)
@@ -166,10 +169,11 @@ def _select(
             if digest in excluded:
                 leave(f"in {' or '.join(source.exclude)}", where)
                 continue
-            if source.distinct and digest in seen:
-                leave("repeated", where)
-                continue
-            seen.add(digest)
+            if source.distinct:
+                if digest in seen:
+                    leave("repeated", where)
+                    continue
+                seen.add(digest)
         yield where, row
 
 
@@ -197,7 +201,7 @@ def _inputs(task: TaskSpec, row: Row) -> str:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b("".join(text.split()).encode(), digest_size=8).digest()
+    return hashlib.blake2b("".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _data(task: TaskSpec) -> DataSource:

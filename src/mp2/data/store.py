@@ -148,6 +148,7 @@ class PreparedSplit(Sequence[Encoded]):
             raise DataError(f"{path}: written by another version{self._anew}")
         self._first = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self._columns: dict[int, dict[str, _Ragged]] = {}
+        self._scalars: dict[int, tuple[NDArray[np.int32], ...]] = {}
 
     @property
     def _anew(self) -> str:
@@ -255,10 +256,6 @@ class PreparedSplit(Sequence[Encoded]):
             scalars = ("n_options", "answer")
             self._scalars[batch] = tuple(columns.column(name).to_numpy() for name in scalars)
         return self._columns[batch]
-
-    @cached_property
-    def _scalars(self) -> dict[int, tuple[NDArray[np.int32], ...]]:
-        return {}
 
     def _decode(self, batch: int, row: int) -> Encoded:
         columns = self._ragged(batch)

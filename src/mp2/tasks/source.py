@@ -206,8 +206,3 @@ class DataSource(_Strict):
                         hint = nearest(name, self.files)
                         raise ValueError(f"{place}: {name!r} is none of the files; {hint}")
         return self
-
-    @property
-    def split_names(self) -> tuple[Split, ...]:
-        """Splits that the first (most faithful) layout offers."""
-        return tuple(split for split in SPLITS if split in self.layouts[0].splits)
