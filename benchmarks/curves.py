@@ -20,7 +20,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from cells import Bench, answer, multitask_trainer, stage_trainer
+from bench import Bench
+from cells import answer, multitask_trainer, stage_trainer
 from workload import SIZES, Shape, Size, random_base
 
 from mp2.data.encode import Encoded
@@ -29,6 +30,7 @@ from mp2.model.router import Routing, router_weights
 from mp2.runtime import keep_freed_memory
 from mp2.training.multitask import MultiTaskConfig
 from mp2.tuning.methods import METHODS
+from mp2.tuning.stages import Gradient
 from mp2.tuning.state import TaskState
 
 SIZE = SIZES["shipped"]
@@ -68,7 +70,7 @@ def composing(bench: Bench) -> Iterator[Curve]:
         logits = torch.zeros(1, SIZE.layers, modules, requires_grad=True)
 
         def run() -> None:
-            bank.compose(router_weights(logits, Routing(), sample=True)).sum().backward()
+            bank.compose(router_weights(logits, Routing(), sample=True)).sum().backward()  # type: ignore[no-untyped-call]
 
         return run
 
@@ -78,10 +80,12 @@ def composing(bench: Bench) -> Iterator[Curve]:
 def tuning(bench: Bench) -> Iterator[Curve]:
     """A step of stage I against the shots."""
     method = METHODS["mp2-deep-gd"]
+    first = method.stages[0]
+    assert isinstance(first, Gradient)
 
     def step(shots: int) -> Callable[[], object]:
         state = TaskState(bench.base, method, 0)
-        return stage_trainer(bench, state, method.stages[0].lr, rows_of(shots)).one_step
+        return stage_trainer(bench, state, first.lr, rows_of(shots)).one_step
 
     yield "few-shot step against shots", {n: step(n) for n in (16, 32, 64, 128)}
 

@@ -5,7 +5,8 @@ layers multiplied out from z and A in every forward; batches in random order, pa
 without an attention mask of their own, so padding is attended to; plain attention; the output of every layer
 kept; dropout in pre-training; two AdamW optimisers, one of them over all of A; all groups move in both stages
 of few-shot tuning. Candidates of a black-box search run one at a time. Nothing is made slower here than it is
-there; its scores, which decode texts token by token, are left out.
+there; its scores, which decode texts token by token, are left out. On a card it multiplies in full fp32
+unless the caller says otherwise (``timing.tf32``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
+from workload import option_spans
 
 from mp2.data.encode import Encoded
 
@@ -96,9 +98,9 @@ class ReleasedBatch:
         self.rows = rows
 
 
-def typical(lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def typical(lengths: NDArray[np.int64], rng: np.random.Generator, rows: int = ROWS) -> NDArray[np.int64]:
     """Lengths in a batch as it comes, of rows in random order: the batch as wide as they are on average."""
-    every = rng.permutation(lengths)[: len(lengths) // ROWS * ROWS].reshape(-1, ROWS)
+    every = rng.permutation(lengths)[: len(lengths) // rows * rows].reshape(-1, rows)
     widths = every.max(axis=1)
     found: NDArray[np.int64] = every[np.abs(widths - widths.mean()).argmin()]
     return found
@@ -123,11 +125,8 @@ def train_step(
 def answers(model: ReleasedModel, batch: ReleasedBatch, task: int = 0) -> list[int]:
     """Options by the product of raw logits; for span tasks the start of the best span."""
     logits = model(batch.ids, task)
-    options = [list(row.windows[0].options) for row in batch.rows]
-    if options[0]:
-        most = max(map(len, options))
-        filled = [some + some[:1] * (most - len(some)) for some in options]
-        spans = torch.tensor(filled, device=logits.device)[..., 1:] + SLOTS
+    if batch.rows[0].n_options:
+        spans = option_spans(batch.rows).to(logits.device) + SLOTS
         start, end = (logits[..., i].gather(1, spans[..., i]) for i in (0, 1))
         found: list[int] = (start * end).argmax(1).tolist()
         return found

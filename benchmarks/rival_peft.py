@@ -1,7 +1,8 @@
 """PEFT's prefix and prompt tuning on the same job: one task, a span head, right padding, an attention mask.
 
 As its documentation has it: ``get_peft_model`` around a Hugging Face encoder with its default attention, and
-AdamW. PEFT has one prompt per model and no router, so it takes part where there is one task.
+AdamW; in bf16 under autocast. It has one prompt per model and no router, so it takes part where there is one
+task.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import BertModel
+from workload import option_spans
 
 from mp2.data.encode import Encoded
+from mp2.runtime import autocast
 
 LENGTH = 16
 KINDS = {"peft-prefix": PrefixTuningConfig, "peft-prompt": PromptTuningConfig}
@@ -37,7 +40,7 @@ class PeftRival:
         self.optimiser = torch.optim.AdamW([*trained, *self.head.parameters()], 1e-3)
         self.device = device
 
-    def logits(self, rows: Sequence[Encoded]) -> Tensor:
+    def logits(self, rows: Sequence[Encoded], precision: str) -> Tensor:
         """``(B, T, 2)`` logits of the text's tokens."""
         windows = [row.windows[0] for row in rows]
         width = max(len(window.ids) for window in windows)
@@ -46,33 +49,32 @@ class PeftRival:
         for place, window in enumerate(windows):
             ids[place, : len(window.ids)] = torch.tensor(window.ids)
             mask[place, : len(window.ids)] = 1
-        hidden = self.model(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
-        ).last_hidden_state
-        found: Tensor = self.head(hidden[:, -width:])
-        return found
+        with autocast(self.device, precision):
+            hidden = self.model(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+            ).last_hidden_state
+            found: Tensor = self.head(hidden[:, -width:])
+        return found.float()
 
-    def train_step(self, rows: Sequence[Encoded]) -> None:
+    def train_step(self, rows: Sequence[Encoded], precision: str = "fp32") -> None:
         """Forward, loss over all positions, backward, AdamW."""
         self.model.eval()
         gold = [row.windows[0].gold or (0, 0) for row in rows]
-        logits = self.logits(rows)
+        logits = self.logits(rows, precision)
         start, end = (torch.tensor([g[i] for g in gold], device=self.device) for i in (0, 1))
         loss = F.cross_entropy(logits[..., 0], start) + F.cross_entropy(logits[..., 1], end)
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
 
     @torch.no_grad()
-    def answers(self, rows: Sequence[Encoded]) -> list[int]:
+    def answers(self, rows: Sequence[Encoded], precision: str = "fp32") -> list[int]:
         """The best option of each row by the sum of its two logits; for span tasks the best start."""
         self.model.eval()
-        found = []
-        for row, one in zip(rows, self.logits(rows), strict=True):
-            options = row.windows[0].options
-            if options:
-                first, last = (torch.tensor([span[i] for span in options]) for i in (1, 2))
-                found.append(int((one[first, 0] + one[last, 1]).argmax()))
-            else:
-                found.append(int(one[:, 0].argmax()))
+        logits = self.logits(rows, precision)
+        start, end = logits.unbind(2)
+        if rows[0].n_options:
+            first, last = option_spans(rows).to(logits.device).unbind(2)
+            start = start.gather(1, first) + end.gather(1, last)
+        found: list[int] = start.argmax(1).tolist()
         return found

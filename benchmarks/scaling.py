@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import ROWS, TOKENS, Split
+from bench import ROWS, TOKENS
+from cells import Split
 from workload import SIZES, random_base, shapes
 
 from mp2.data.sampling import MultiTaskSampler
@@ -51,7 +52,7 @@ def worker(folder: Path, size: str, steps: int) -> None:
     base = Base(folder / "base", device)
     rng = np.random.default_rng(0)
     rows = [Split(s.rows(s.draw(POOL, rng), rng, SIZES[size].vocabulary)) for s in shapes(TASKS)]
-    tasks = {
+    tasks: dict[str, Any] = {
         str(i): SimpleNamespace(split=lambda name, r=r: r if name == "train" else Split())
         for i, r in enumerate(rows)
     }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+
+from mp2.runtime import native_bf16
 
 Runs = Mapping[str, Callable[[], object]]
 
@@ -25,12 +28,14 @@ class Cell:
         tokens: Real tokens of one run.
         shares: Rival -> share of the work that its run does, where that is not all of it: a slow rival runs
             a part that stands for the whole.
+        flops: Multiplications and additions of the bare encoder for one run; 0 where they say nothing.
     """
 
     runs: Runs
     samples: int
     tokens: int
     shares: Mapping[str, float] = field(default_factory=dict)
+    flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,13 @@ class Timed:
         seconds: Rival -> seconds per round.
         samples: Rows of one round.
         tokens: Real tokens of one round.
+        flops: As in :class:`Cell`.
     """
 
     seconds: dict[str, list[float]]
     samples: int
     tokens: int
+    flops: float = 0.0
 
     def median(self, name: str) -> float:
         """Seconds of a rival."""
@@ -92,7 +99,7 @@ def interleave(
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             seconds[name].append(_seconds(cell.runs[name], device) / cell.shares.get(name, 1.0))
-    return Timed(seconds, cell.samples, cell.tokens)
+    return Timed(seconds, cell.samples, cell.tokens, cell.flops)
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:
@@ -106,14 +113,34 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def matrix_rate(device: str, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Where a card rounds the factors of fp32 products to ten bits, as older releases of PyTorch do."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def matrix_rate(device: str, precision: str) -> float:
     """FLOP per second of a large matrix product: the best the machine does."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = [_seconds(lambda: a @ a, device) for _ in range(12)]
+    size = 8192 if torch.device(device).type == "cuda" else 1024  # a card is not filled by less
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=device).to(dtype)
+    with tf32() if precision == "tf32" else contextlib.nullcontext():
+        times = [_seconds(lambda: a @ a, device) for _ in range(12)]
     return 2 * size**3 / min(times)
 
 
-def machine(device: str) -> dict[str, object]:
+def matrix_rates(device: str) -> dict[str, float]:
+    """The same for each precision in which the machine multiplies by itself."""
+    on_card = torch.device(device).type == "cuda"
+    also = ("tf32", "bf16") if on_card else ("bf16",) if native_bf16() else ()
+    return {precision: matrix_rate(device, precision) for precision in ("fp32", *also)}
+
+
+def machine(device: str, rates: Mapping[str, float]) -> dict[str, object]:
     """What ran it."""
     facts: dict[str, object] = {
         "cores": os.cpu_count(),
@@ -121,9 +148,8 @@ def machine(device: str) -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "load": [round(x, 1) for x in os.getloadavg()],
-        "gflops": round(matrix_rate(device) / 1e9),
+        "gflops": {precision: round(rate / 1e9) for precision, rate in rates.items()},
     }
     if torch.device(device).type == "cuda":
         facts["card"] = torch.cuda.get_device_name()
-        facts["tflops_bf16"] = round(matrix_rate(device, torch.bfloat16, 8192) / 1e12)
     return facts

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mp2.data.encode import Encoded, Window
@@ -112,6 +113,30 @@ def lengths_of(rows: Sequence[Encoded]) -> list[int]:
 def tokens_of(rows: Sequence[Encoded]) -> int:
     """Real tokens of rows."""
     return sum(len(window.ids) for row in rows for window in row.windows)
+
+
+def option_spans(rows: Sequence[Encoded]) -> Tensor:
+    """``(B, most, 2)`` first and last tokens of each row's options, its first again where it has fewer."""
+    options = [row.windows[0].options for row in rows]
+    most = max(map(len, options))
+    filled = [[*some, *[some[0]] * (most - len(some))] for some in options]
+    return torch.tensor(filled)[..., 1:]
+
+
+def flops_of(size: Size, rows: Sequence[Encoded], *, backward: bool) -> float:
+    """Multiplications and additions of the bare encoder's products for rows, each as long as it is.
+
+    A token costs a layer 2 H^2 for each of query, key, value and output, 16 H^2 for the feed-forward part and
+    4 T H for attention to T tokens. A backward pass to the input costs the former once more, since frozen
+    weights take no gradient, and the latter twice, since queries, keys and values all do.
+    """
+    products, attention = (2, 3) if backward else (1, 1)
+    lengths = lengths_of(rows)
+    return float(
+        sum(
+            size.layers * n * size.hidden * (24 * products * size.hidden + 4 * attention * n) for n in lengths
+        )
+    )
 
 
 def random_encoder(size: Size, *, dropout: float = 0.0, seed: int = 0) -> BertModel:
