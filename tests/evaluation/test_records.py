@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mp2.errors import ConfigError, DataError
 from mp2.evaluation.records import (
     RecordFile,
+    check_known,
     done_keys,
     open_records,
     pack_scores,
@@ -96,3 +97,24 @@ def test_the_key_tells_runs_apart() -> None:
     keys = {record(**change).key for change in changes} | {base.key}  # type: ignore[arg-type]
     assert len(keys) == len(changes) + 1
     assert record(seconds=99.0).key == base.key
+
+
+def test_a_run_that_was_done_otherwise_is_not_taken_for_done(tmp_path: Path) -> None:
+    path, absent = tmp_path / "r.jsonl", tmp_path / "none.jsonl"
+    with open_records(path) as file:
+        file.append(record(seed=8))
+        file.append(record(seed=13, settings=""))
+        file.append(record(seed=21, status="failed", settings="steps=9"))
+    same = [record(seed=8), record(seed=13), record(seed=21), record(seed=42, settings="steps=9")]
+    check_known(same, [absent, path])
+    for change in ({"settings": "steps=9"}, {"splits": "train,dev"}):
+        (name,) = change
+        with pytest.raises(ConfigError, match=rf"r\.jsonl:1: mp2-deep-gd on lcqmc was run with {name}"):
+            check_known([record(seed=8, **change)], [path])  # type: ignore[arg-type]
+
+
+def test_the_first_records_were_of_pool_and_test(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    old = {name: value for name, value in asdict(record()).items() if name != "splits"}
+    path.write_text(json.dumps({"format": 1, **old}) + "\n", "utf-8")
+    assert read_records([path])[0].splits == "pool,test"

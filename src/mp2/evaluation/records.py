@@ -33,6 +33,8 @@ class Record:
         base, base_fingerprint, bank, bank_fingerprint: The frozen parts.
         test_limit: Test rows asked for; 0 means all.
         settings: The method's stages with all their settings, in words.
+        splits: Split that the shots are from, and split that is scored.
+        bank_steps: Steps that the bank was pre-trained for; 0 where that is not recorded.
         status: ``done``, or ``failed`` with ``error``.
         error: What went wrong.
         metric: ``accuracy`` or ``f1``.
@@ -64,6 +66,8 @@ class Record:
     bank_fingerprint: str
     test_limit: int
     settings: str = ""
+    splits: str = "pool,test"
+    bank_steps: int = 0
     status: Literal["done", "failed"] = "failed"
     error: str = ""
     metric: str = ""
@@ -147,6 +151,27 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
 def done_keys(path: Path) -> set[str]:
     """Keys of the runs that a file holds and that succeeded; none if there is no file."""
     return {record.key for _, record in _located(path) if record.status == "done"} if path.exists() else set()
+
+
+def check_known(planned: Iterable[Record], paths: Iterable[Path]) -> None:
+    """Check that runs which count as done were done as they are planned now.
+
+    Raises:
+        ConfigError: A file holds one of them with other settings or splits.
+    """
+    plans = {record.key: record for record in planned}
+    for path in (path for path in paths if path.exists()):
+        for where, record in _located(path):
+            plan = plans.get(record.key)
+            if plan is None or record.status != "done":
+                continue
+            for name in ("settings", "splits"):
+                was, now = getattr(record, name), getattr(plan, name)
+                if was and was != now:  # the first records told no settings
+                    raise ConfigError(
+                        f"{where}: {record.method} on {record.task} was run with {name} {was}, and would now"
+                        f" run with {now}: name it with another variant"
+                    )
 
 
 def _located(path: Path) -> Iterator[tuple[Where, Record]]:
