@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,7 +18,8 @@ from mp2.evaluation import drawing, figures
 from mp2.evaluation.records import Record
 from mp2.evaluation.report import build_report, read_leaks
 from mp2.evaluation.results import Results
-from mp2.model.checkpoint import Base
+from mp2.model.bank import PromptBank
+from mp2.model.checkpoint import Base, TrainedBank
 from tests.evaluation.invented import record
 
 CURVE = [
@@ -112,22 +114,93 @@ def test_figure_3_draws_the_mean_and_the_stage_line(records: list[Record]) -> No
     figure = figures.figure_3(Results(records))
     assert figure is not None and len(figure.axes) == 2
     line, border = figure.axes[0].lines
-    assert line.get_xdata().tolist() == [0, 5, 10, 15, 20]  # type: ignore[union-attr]
+    assert line.get_xdata().tolist() == [0, 0.5, 1, 1.5, 2]  # type: ignore[union-attr]
     assert line.get_ydata() == pytest.approx([50, 65, 70, 75, 80])
-    assert list(border.get_xdata()) == [10, 10]
+    assert list(border.get_xdata()) == [1, 1]
+    assert figure.axes[0].get_title() == "mp2-shallow-gd · BQ, 2 seeds"
 
 
-def test_figure_5_orders_rows_as_the_tree_does(base: Base) -> None:
+def test_figure_3_gives_each_stage_its_budget_not_its_last_score() -> None:
+    settings = "Bayes(calls=100, random=20) -> Cma(calls=1900, rounds=0)"
+    places = {8: ((0, 40), (0, 80), (1, 950)), 13: ((0, 50), (1, 950), (1, 1900))}
+    runs = [
+        record(
+            "mp2-deep-bb",
+            "lcqmc",
+            seed,
+            settings=settings,
+            curve=[{"stage": s, "step": k, "dev": 0.5} for s, k in ((-1, 0), *points)],
+        )
+        for seed, points in places.items()
+    ]
+    figure = figures.figure_3(Results(runs))
+    assert figure is not None
+    line, border = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [0, 0.4, 0.5, 0.8, 1.5, 2]  # type: ignore[union-attr]
+    assert list(border.get_xdata()) == [1, 1]
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks == ["0", "50", "100", "950", "1900"]
+
+
+def test_curves_tell_seeds_and_the_steps_of_their_banks(records: list[Record]) -> None:
+    swept = figures.figure_4b(Results(records))
+    assert swept is not None
+    legend = swept.axes[0].get_legend()
+    assert legend is not None and legend.get_texts()[0].get_text().endswith(", 2 seeds")
+    known = [replace(r, bank_steps=60) if r.variant else r for r in records]
+    titles = []
+    for each in (records, known):
+        figure = figures.ablation_figure(Results(each), "k")
+        assert figure is not None
+        titles.append(figure.axes[0].get_title())
+    assert titles == ["", "banks of 60 steps"]
+
+
+def test_figure_5_orders_rows_as_the_tree_does_and_colours_families(base: Base) -> None:
     bank = base.bank("deep")
+    names = ("lcqmc", "chnsent", "bq", "tnews")
     figure = figures.figure_5(
-        type(bank)("x", bank.bank, bank.router.repeat(2, 1, 1), ("a", "b", "c", "d"), bank.head)
+        type(bank)("x", bank.bank, bank.router.repeat(2, 1, 1), names, bank.head)  # two tasks, twice each
     )
-    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
-    assert {frozenset(labels[:2]), frozenset(labels[2:])} == {frozenset("ac"), frozenset("bd")}
+    ticks = figure.axes[1].get_yticklabels()
+    labels = [text.get_text().split()[0] for text in ticks]
+    assert {frozenset(labels[:2]), frozenset(labels[2:])} == {frozenset(names[::2]), frozenset(names[1::2])}
+    colours = {label: text.get_color() for label, text in zip(labels, ticks, strict=True)}
+    assert colours["lcqmc"] == colours["bq"] != colours["chnsent"] == colours["tnews"]
+    assert "same family: 100 % of tasks (by chance 3" in figure.get_suptitle()
+    low, high = figure.axes[1].images[0].get_clim()
+    gates = bank.router.sigmoid()
+    assert (low, high) == pytest.approx((gates.min().item(), gates.max().item()))
+
+
+def test_figure_5_is_of_banks_whose_router_decides(base: Base) -> None:
+    bank = base.bank("deep")
+    router = bank.router.repeat(2, 1, 1)
+    many = TrainedBank("many", bank.bank, router, ("a", "b", "c", "d"), bank.head)
+    single = PromptBank(replace(bank.bank.config, modules=1))
+    one = TrainedBank("one", single, router[..., :1], ("a", "b", "c", "d"), bank.head)
+    plain = Results([record("head-only", bank=None, bank_fingerprint="")])
+    assert list(figures.all_figures(plain, [many, one])) == ["figure5-many"]
+
+
+def test_agreement_counts_nearest_rows_of_the_same_kind() -> None:
+    rows = np.array([[0.0], [0.1], [5.0], [5.1], [9.0], [9.2]])
+    share, chance, p = figures.agreement(rows, ["a", "a", "b", "b", "c", "c"])
+    assert share == 1 and chance == pytest.approx(1 / 5, abs=0.01) and p == pytest.approx(1 / 15, abs=0.01)
+    share, chance, p = figures.agreement(rows, ["a", "b", "a", "b", "a", "b"])
+    assert share == 0 and chance == pytest.approx(2 / 5, abs=0.01) and p == 1
 
 
 def test_too_little_for_a_figure_is_no_figure() -> None:
     assert figures.all_figures(Results([record("head-only", bank=None, bank_fingerprint="")])) == {}
+
+
+def test_uncommitted_changes_stand_out(records: list[Record]) -> None:
+    dirty = replace(records[0], versions={**records[0].versions, "git": "abc-dirty"})
+    remarks = build_report(Results([dirty, *records[1:]])).remarks
+    assert remarks[0] == "records of 2 commits of one version: abc, abc-dirty"
+    assert remarks[1].endswith("no commit makes them again: 1 of abc-dirty") and len(remarks) == 2
+    assert build_report(Results(records)).remarks == []
 
 
 def test_leaks_are_the_largest_share_with_another_task(tmp_path: Path) -> None:

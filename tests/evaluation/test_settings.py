@@ -88,19 +88,36 @@ def test_settings_are_chosen_on_rows_of_train_and_dev(base: Base, tmp_path: Path
     assert {e.segments[1].text for e in few.test_examples} == dev
 
 
-def test_variants_are_ranked_over_the_tasks_that_all_of_them_ran() -> None:
+def test_variants_are_ranked_on_the_tasks_and_seeds_that_all_of_them_ran() -> None:
     rows = [
-        record("mp2-deep-gd", name, seed, right=right, variant=variant, bank_fingerprint=variant or "plain")
-        for variant, right, names in (
-            ("", 0.6, ("lcqmc", "chnsent")),
-            ("k-1", 0.5, ("lcqmc", "chnsent")),
-            ("k-4", 0.8, ("lcqmc",)),
+        record(
+            "mp2-deep-gd",
+            name,
+            seed,
+            right=right,
+            variant=variant,
+            bank_fingerprint=variant,
+            bank_steps=steps,
+        )
+        for variant, right, steps, names, seeds in (
+            ("", 0.6, 240, ("lcqmc", "chnsent", "ocnli"), (8, 13, 21)),
+            ("k-1", 0.5, 60, ("lcqmc", "chnsent"), (8, 13)),
+            ("k-4", 0.8, 0, ("lcqmc",), (13, 8, 42)),
         )
         for name in names
-        for seed in (8, 13)
+        for seed in seeds
     ]
-    table = variants_table(Results(rows))
-    assert table is not None and table.columns[2:4] == ("LCQMC", "ChnSent")
-    assert [row[1].text for row in table.rows] == ["k-4", "(plain)", "k-1"]
-    assert [row[-1].text for row in table.rows] == ["1", "1", "1"] and table.rows[0][3].text == "–"
+    copies = [replace(r, variant="tasks-29") for r in rows if r.variant == "k-1"]
+    table = variants_table(Results([*rows, *copies]))
+    assert table is not None and table.columns[2:6] == ("Bank steps", "Seeds", "LCQMC", "ChnSent")
+    assert [[cell.text for cell in row[1:4]] for row in table.rows] == [
+        ["k-4", "–", "2"],
+        ["(plain)", "240", "2"],
+        ["k-1 = tasks-29", "60", "2"],
+    ]
+    plain = Results([r for r in rows if not r.variant and r.seed != 21]).cell("mp2-deep-gd", "lcqmc")
+    assert plain is not None
+    expected = f"{100 * plain.scores.mean():.1f}"
+    assert table.rows[1][4].text.startswith(f"{expected} (") and table.rows[1][-2].text == expected
+    assert table.rows[0][5].text == "–" != table.rows[1][5].text  # one variant has it not
     assert variants_table(Results([r for r in rows if not r.variant])) is None

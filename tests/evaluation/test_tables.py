@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,9 @@ def test_a_part_of_a_suite_says_so_and_absent_cells_are_dashes() -> None:
     table = tables.table_3(Results(records), SUITE)
     assert table is not None and table.columns[-1] == "Avg of 2"
     assert _row(table, "ppt")[3] == "–" == _row(table, "ppt")[-1]
-    assert "Fewer seeds: 2 of ppt." in table.notes
+    assert _row(table, "ppt")[4].endswith(") [2]") and any(
+        note.startswith("[n]: n seeds") for note in table.notes
+    )
     assert _row(table, "paper: Deep MP2")[-1] == f"{(92.0 + 83.5) / 2:.1f}"
 
 
@@ -70,54 +73,44 @@ def test_published_rows_without_an_average_have_none_beside_any_number_of_tasks(
         assert any(row[1].text.startswith("paper: CPM-2") for row in table.rows)
 
 
-def test_contaminated_cells_are_flagged_where_a_bank_was_used() -> None:
-    bare = [record("head-only", "lcqmc", bank=None, bank_fingerprint="")]
-    results = Results([*_records({"mp2-deep-gd": 0.8}, ("lcqmc",)), *bare])
+def test_every_cell_of_a_contaminated_task_is_flagged() -> None:
+    bare = [record("head-only", "lcqmc", s, bank=None, bank_fingerprint="") for s in (8, 13)]
+    results = Results([*_records({"mp2-deep-gd": 0.8}, ("lcqmc", "chnsent")), *bare])
     table = tables.table_3(results, SUITE, {"lcqmc": 0.2})
-    assert table is not None
-    assert _row(table, "mp2-deep-gd")[3].endswith("†") and not _row(table, "head-only")[3].endswith("†")
-    assert "LCQMC 20.0 %" in table.notes[-1]
+    assert table is not None and "LCQMC 20.0 %" in table.notes[-1]
+    for method in ("mp2-deep-gd", "head-only"):  # its encoder has seen the other task's rows too
+        assert _row(table, method)[4].endswith("†") and not _row(table, method)[3].endswith("†")
 
 
-def test_averages_wins_and_long_forms() -> None:
-    results = Results(_records({"mp2-deep-gd": 0.8, "ppt": 0.5}))
-    found = tables.comparisons(results, results.tasks())
-    average, wins = tables.averages(results, SUITE), tables.wins(results, SUITE, found)
-    assert average is not None and wins is not None
-    assert [row[0].text for row in average.rows] == ["mp2-deep-gd", "ppt"]
-    assert _row(wins, "mp2-deep-gd")[1:] == ["7", ""] and _row(wins, "ppt")[1:] == ["", "0"]
-    assert len(tables.cells_table(results).rows) == 14 and len(tables.pairs_table(found).rows) == 7
-    assert tables.table_3(results, "unseen-data-7") is None
-    assert tables.averages(results, "unseen-data-7") is None
-
-
-def test_a_pair_is_compared_on_the_seeds_that_both_have() -> None:
-    records = _records({"mp2-deep-gd": 0.8, "ppt": 0.5, "spot": 0.6}, ("lcqmc",))
-    several = [r for r in records if r.method != "spot" or r.seed == 8]
-    results = Results(several)
-    found = tables.comparisons(results, ["lcqmc"])
-    assert {(c.first, c.second): c.seeds for c in found["lcqmc"]} == {
-        ("mp2-deep-gd", "ppt"): 3,
-        ("mp2-deep-gd", "spot"): 1,
-        ("ppt", "spot"): 1,
-    }
-    full = tables.comparisons(Results([r for r in records if r.method != "spot"]), ["lcqmc"])
-    assert found["lcqmc"][0].p == full["lcqmc"][0].p  # a third method with fewer seeds changes nothing
-    wins = tables.wins(results, SUITE, found)
-    assert wins is not None and _row(wins, "mp2-deep-gd")[1:] == ["1", "0", ""]
-
-
-def test_fewer_seeds_on_one_task_are_told_with_the_task() -> None:
-    records = _records({"mp2-deep-gd": 0.8, "ppt": 0.5}, ("lcqmc", "chnsent"))
-    records = [r for r in records if (r.method, r.task, r.seed) != ("ppt", "lcqmc", 8)]
+def test_one_seed_has_no_deviation_and_is_not_the_best() -> None:
+    records = _records({"mp2-deep-gd": 0.6, "ppt": 0.9, "spot": 0.5}, ("lcqmc",))
+    records = [r for r in records if r.method != "ppt" or r.seed == 8]
     table = tables.table_3(Results(records), SUITE)
-    assert table is not None and "Fewer seeds: 2 of ppt on LCQMC." in table.notes
+    assert table is not None
+    cell, average = _row(table, "ppt")[3:]
+    assert cell == average and cell.endswith(" [1]") and "(" not in cell
+    assert [row[1].text for row in table.rows for item in row if item.bold] == ["mp2-deep-gd"] * 2
+    alone = tables.table_3(Results([r for r in records if r.method == "ppt"]), SUITE)
+    assert alone is not None and not any(item.bold for row in alone.rows for item in row)
+
+
+def test_a_task_with_other_shots_alone_has_no_column() -> None:
+    swept = [record("ppt", "chnsent", s, shots=4, bank_fingerprint="p") for s in (8, 13)]
+    results = Results([*_records({"mp2-deep-gd": 0.8}, ("lcqmc",)), *swept])
+    table = tables.table_3(results, SUITE)
+    assert table is not None and table.columns[3:] == ("LCQMC", "Avg of 1")
+    assert "ppt" not in [row[1].text for row in table.rows]
+    assert tables.table_3(Results(swept), SUITE) is None
 
 
 def test_table_4_is_in_minutes() -> None:
     methods = {"mp2-shallow-bb": 0.7, "mp2-deep-gd": 0.8}
-    table = tables.table_4(Results(_records(methods, ("bq", "lcqmc"))))
-    assert table is not None
+    first = record("mp2-deep-gd", "ocnli", machine={"accelerator": "another machine"})
+    slow = {"processor": "EPYC", "cores": 64, "threads": 2}
+    table = tables.table_4(
+        Results([first, *(replace(r, machine=slow) for r in _records(methods, ("bq", "lcqmc")))])
+    )
+    assert table is not None and table.notes == ["Ours: EPYC, 2 threads. Paper: CPT-large on one RTX 3090."]
     assert _row(table, "mp2-shallow-bb") == ["mp2-shallow-bb", "–", "0.50", "–", "0.50"]
     assert [cell.text for cell in table.rows[1]][1:] == ["14.46", "7.74", "25.20", "6.70"]
     assert tables.table_4(Results(_records({"mp2-deep-gd": 0.8}))) is None
@@ -131,13 +124,16 @@ def test_only_searches_by_forward_passes_are_black_box() -> None:
     assert kinds["zero-shot"] == "–" and kinds["setfit"] == kinds["linear-probing"] == "GD"
 
 
-def test_table_5_takes_the_shipped_bank_for_the_kind_that_has_no_variant() -> None:
+def test_table_5_takes_the_shipped_bank_for_two_speeds_alone() -> None:
     plain = _records({"mp2-deep-gd": 0.8}, ("lcqmc",))
     slow = [record("mp2-deep-gd", "lcqmc", s, variant="one-speed", bank_fingerprint="s") for s in (8, 13)]
     table = tables.table_5(Results([*plain, *slow]))
     assert table is not None
     kinds = [(row[0].text, row[1].text) for row in table.rows if row[0].text == "mp2-deep-gd"]
     assert kinds == [("mp2-deep-gd", "one-speed"), ("mp2-deep-gd", "two-speed (shipped)")]
+    fast = [record("mp2-deep-gd", "lcqmc", s, variant="two-speed", bank_fingerprint="f") for s in (8, 13)]
+    table = tables.table_5(Results([*plain, *fast]))
+    assert table is not None and _row(table, "one-speed")[2:] == ["–"] * 4
     assert tables.table_5(Results(plain)) is None
 
 

@@ -6,21 +6,25 @@ Decides what each figure shows and when there is enough to show it. How it looks
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.cluster import hierarchy
+from scipy.spatial import distance
 
+from mp2.evaluation.compared import whole_suite
 from mp2.evaluation.drawing import COLOURS, chinese_font, label, line_style, new_figure, style
 from mp2.evaluation.records import Record
-from mp2.evaluation.results import Results
-from mp2.evaluation.statistics import summarise, summarise_tasks
-from mp2.evaluation.tables import SUITE_TITLES, method_order, suite_tasks, task_title
+from mp2.evaluation.results import Cell, Results
+from mp2.evaluation.statistics import summarise
+from mp2.evaluation.tables import SUITE_TITLES, span_text, suite_cells, task_title
 from mp2.model.checkpoint import TrainedBank
 from mp2.tasks import catalogue
+from mp2.tasks.spec import FAMILIES
 
 STAGED = ("mp2-shallow-gd", "mp2-shallow-bb", "mp2-deep-gd", "mp2-deep-bb")
 FIGURE_3_TASKS = ("bq", "lcqmc")
@@ -44,7 +48,7 @@ def all_figures(results: Results, banks: Sequence[TrainedBank] = ()) -> dict[str
             "figure4b": figure_4b(results),
             **{f"intervals-{suite}": average_figure(results, suite) for suite in SUITE_TITLES},
             **{f"ablation-{kind}": ablation_figure(results, kind) for kind in ABLATIONS},
-            **{f"figure5-{bank.name}": figure_5(bank) for bank in banks if len(bank.tasks) > 2},
+            **{f"figure5-{bank.name}": figure_5(bank) for bank in banks if _worth_drawing(bank)},
         }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -61,49 +65,60 @@ def figure_3(results: Results) -> Figure | None:
     for row, task in zip(axes, tasks, strict=True):
         for axis, method in zip(row, methods, strict=True):
             cell = results.cell(method, task)
+            seeds = f", {_seeds_text([cell])}" if cell else ""
             if cell is not None:
                 _draw_stages(axis, cell.records)
-            axis.set_title(f"{method} · {task_title(task)}")
-            axis.set_xlabel(label("calls" if method.endswith("-bb") else "steps"))
+            axis.set_title(f"{method} · {task_title(task)}{seeds}")
+            unit = "calls" if method.endswith("-bb") else "steps"
+            axis.set_xlabel(f"{unit} of stage I | of stage II")
         row[0].set_ylabel(label("dev score (%)", "开发集"))
     return figure
 
 
 def _draw_stages(axis: Axes, records: Sequence[Record]) -> None:
-    curves = [_curve(record) for record in records]
-    grid = np.unique(np.concatenate([xs for xs, _, _ in curves]))
+    """Mean and deviation over seeds; each stage has the same share of the axis, however long it is."""
+    budgets = _budgets(records[0])
+    curves = [_curve(record, budgets) for record in records]
+    grid = np.unique(np.concatenate([xs for xs, _ in curves]))
     # a curve keeps its last value until the next one was measured
-    lines = np.stack([ys[np.searchsorted(xs, grid, side="right") - 1] for xs, ys, _ in curves])
+    lines = np.stack([ys[np.searchsorted(xs, grid, side="right") - 1] for xs, ys in curves])
     mean = 100 * lines.mean(axis=0)
-    spread = 100 * lines.std(axis=0, ddof=1) if len(lines) > 1 else np.zeros_like(mean)
-    axis.fill_between(grid, mean - spread, mean + spread, color=COLOURS[0], alpha=0.15, linewidth=0)
+    if len(lines) > 1:
+        std = 100 * lines.std(axis=0, ddof=1)
+        axis.fill_between(grid, mean - std, mean + std, color=COLOURS[0], alpha=0.15, linewidth=0)
     axis.plot(grid, mean, color=COLOURS[0], linewidth=1.5, marker="o", markersize=3)
-    for place in curves[0][2]:
-        axis.axvline(place, color=COLOURS[2], linestyle="--", linewidth=1.2)
+    for border in range(1, len(budgets)):
+        axis.axvline(border, color=COLOURS[2], linestyle="--", linewidth=1.2)
+    halves = [(s + part, f"{part * budget:.0f}") for s, budget in enumerate(budgets) for part in (0.5, 1.0)]
+    axis.set_xticks([0, *(place for place, _ in halves)], ["0", *(text for _, text in halves)])
 
 
-def _curve(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
-    """Steps or calls from the very start, dev scores, and where each later stage begins."""
-    xs, ys, borders = [], [], []
-    offset = last = 0.0
-    stage = min((point["stage"] for point in record.curve), default=-1)
+def _budgets(record: Record) -> list[float]:
+    """Steps or calls of each stage, as its settings say; else the last that was measured."""
+    said = [re.search(r"\b(?:steps|calls)=(\d+)", stage) for stage in record.settings.split(" -> ")]
+    last: dict[float, float] = {}
     for point in record.curve:
-        if point["stage"] != stage:
-            offset, stage = last, point["stage"]
-            if point["stage"] > 0:
-                borders.append(offset)
-        last = offset + point["step"]
-        xs.append(last)
-        ys.append(point["dev"])
-    return np.array(xs), np.array(ys), borders
+        last[point["stage"]] = max(last.get(point["stage"], 1), point["step"])
+    stages = range(int(max(last, default=0)) + 1)
+    return [max(last.get(s, 1), float(m[1]) if s < len(said) and (m := said[s]) else 0) for s in stages]
+
+
+def _curve(record: Record, budgets: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places (0 to 1 within the first stage, 1 to 2 within the second) and dev scores."""
+    xs = [max(p["stage"], 0) + p["step"] / budgets[max(int(p["stage"]), 0)] for p in record.curve]
+    return np.array(xs), np.array([point["dev"] for point in record.curve])
+
+
+def _seeds_text(cells: Iterable[Cell]) -> str:
+    text = span_text(len(cell.seeds) for cell in cells)
+    return f"{text} seed{'' if text == '1' else 's'}"
 
 
 def figure_4a(results: Results) -> Figure | None:
     """Accuracy against the number of labels on IFLYTEK's subsets, and on to all 119."""
-    lines = {
-        m: _points([(float(n), m, t, None) for t, n in IFLYTEK.items()], results) for m in results.methods()
-    }
-    lines = {method: points for method, points in lines.items() if len(points) > 1}
+    lines = _lines(
+        {m: [(float(n), results.cell(m, t)) for t, n in IFLYTEK.items()] for m in results.methods()}
+    )
     if not lines:
         return None
     figure = new_figure(4.8, 3.2)
@@ -122,11 +137,12 @@ def figure_4b(results: Results) -> Figure | None:
         return None
     figure = new_figure(4.8 * len(swept), 3.2)
     for axis, task in zip(figure.subplots(1, len(swept), squeeze=False)[0], swept, strict=True):
-        lines = {
-            m: _points([(float(s), m, task, s) for s in results.shots(m, task)], results)
-            for m in results.methods()
-        }
-        lines = {method: points for method, points in lines.items() if len(points) > 1}
+        lines = _lines(
+            {
+                m: [(float(s), results.cell(m, task, shots=s)) for s in results.shots(m, task)]
+                for m in results.methods()
+            }
+        )
         _draw_lines(axis, lines, sorted({x for points in lines.values() for x, *_ in points}))
         axis.set_xlabel(label("training rows per label", "每类样本数"))
         axis.set_ylabel(label("score (%)", "得分"))
@@ -134,14 +150,21 @@ def figure_4b(results: Results) -> Figure | None:
     return figure
 
 
-def _points(wanted: Sequence[tuple[float, str, str, int | None]], results: Results) -> Points:
-    points = []
-    for x, method, task, shots in wanted:
-        cell = results.cell(method, task, shots=shots)
-        if cell is not None:
-            s = summarise(cell.scores)
-            points.append((x, 100 * s.mean, 100 * s.low, 100 * s.high))
-    return points
+def _lines(cells: Mapping[str, Sequence[tuple[float, Cell | None]]]) -> dict[str, Points]:
+    """Points of each method that has two or more; the name tells the seeds."""
+    lines = {}
+    for method, each in cells.items():
+        found = [(x, cell) for x, cell in each if cell]
+        if len(found) > 1:
+            lines[f"{method}, {_seeds_text(cell for _, cell in found)}"] = [
+                _point(x, [cell]) for x, cell in found
+            ]
+    return lines
+
+
+def _point(x: float, cells: Sequence[Cell]) -> tuple[float, float, float, float]:
+    s = summarise([cell.scores for cell in cells])
+    return x, 100 * s.mean, 100 * s.low, 100 * s.high
 
 
 def _draw_lines(
@@ -169,21 +192,17 @@ def _draw_lines(
 
 def average_figure(results: Results, suite: str) -> Figure | None:
     """Average over a suite with its interval, one method per line."""
-    tasks = suite_tasks(results, suite)
-    rows = []
-    for method in method_order(results, suite) if tasks else []:
-        cells = [cell for task in tasks if (cell := results.cell(method, task))]
-        if len(cells) == len(tasks):
-            rows.append((method, summarise_tasks([cell.scores for cell in cells])))
+    tasks, cells = suite_cells(results, suite)
+    rows = list(whole_suite(tasks, cells).items())[::-1]
     if len(rows) < 2:
         return None
-    rows.sort(key=lambda row: row[1].mean)
     figure = new_figure(5.6, 0.9 + 0.24 * len(rows))
     axis = figure.subplots()
     for place, (_, s) in enumerate(rows):
         axis.plot([100 * s.low, 100 * s.high], [place, place], color=COLOURS[0], linewidth=2)
         axis.plot([100 * s.mean], [place], color=COLOURS[0], marker="o", markersize=5)
-    axis.set_yticks(range(len(rows)), [method for method, _ in rows])
+    names = [f"{method}, {_seeds_text(cells[method].values())}" for method, _ in rows]
+    axis.set_yticks(range(len(rows)), names)
     count = f"{len(tasks)} tasks" if len(tasks) > 1 else "one task"
     axis.set_xlabel(label(f"average of {count} (%), 95 % interval", "平均分"))
     axis.set_title(SUITE_TITLES[suite].partition(" (")[0])
@@ -197,43 +216,54 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
         return None
     methods = dict.fromkeys(m for v in numbers for m in results.methods(v))
     lines: dict[str, Points] = {}
+    steps: set[int] = set()
     for method in methods:
         having = [v for v in sorted(numbers, key=lambda v: numbers[v]) if method in results.methods(v)]
-        tasks = [
-            t for t in results.tasks(having[0]) if all(results.cell(method, t, variant=v) for v in having)
-        ]
-        points: Points = []
-        for variant in having if tasks else []:
-            cells = [results.cell(method, task, variant=variant) for task in tasks]
-            s = summarise_tasks([cell.scores for cell in cells if cell])
-            points.append((float(numbers[variant]), 100 * s.mean, 100 * s.low, 100 * s.high))
-        lines[f"{method}, {len(tasks)} tasks"] = points
+        cells = [results.cells(results.tasks(v), v)[method] for v in having]
+        tasks = [task for task in cells[0] if all(task in row for row in cells)]
+        if tasks:
+            kept = [[row[task] for task in tasks] for row in cells]
+            every = [cell for row in kept for cell in row]
+            steps |= {record.bank_steps for cell in every for record in cell.records}
+            points = [_point(float(numbers[v]), row) for v, row in zip(having, kept, strict=True)]
+            lines[f"{method}, {len(tasks)} tasks, {_seeds_text(every)}"] = points
     figure = new_figure(4.8, 3.2)
     axis = figure.subplots()
-    _draw_lines(axis, {name: points for name, points in lines.items() if points}, sorted(numbers.values()))
+    _draw_lines(axis, lines, sorted(numbers.values()))
     axis.set_xlabel(label(*ABLATIONS[kind]))
     axis.set_ylabel(label("average score (%)", "平均分"))
+    if any(steps):
+        axis.set_title(f"banks of {span_text(steps)} steps")
     return figure
 
 
+def _worth_drawing(bank: TrainedBank) -> bool:
+    """Whether there are tasks to cluster, and a router that has anything to decide."""
+    return len(bank.tasks) > 2 and bank.bank.config.modules > 1
+
+
 def figure_5(bank: TrainedBank) -> Figure:
-    """Routers of the upstream tasks, clustered: heat-map of the gates and dendrogram."""
+    """Routers of the upstream tasks, clustered: heat-map of the gates and dendrogram, names by family."""
     gates = bank.router.sigmoid().cpu().numpy()
     tasks, layers, modules = gates.shape
     flat = gates.reshape(tasks, layers * modules)
     tree = hierarchy.linkage(flat, method="average", metric="euclidean")
+    families = [catalogue.get(t).family if t in catalogue.names() else "" for t in bank.tasks]
+    colours = {family: COLOURS[i] for i, family in enumerate(f for f in FAMILIES if f in families)}
     heat = 1.6 + 0.1 * min(layers * modules, 50)
-    figure = new_figure(1.4 + heat + 2.6, 1.2 + 0.2 * tasks)
+    figure = new_figure(1.4 + heat + 2.6, 1.6 + 0.2 * tasks)
     left, right = figure.subplots(1, 2, width_ratios=[1.4, heat])
-    with_colours = hierarchy.dendrogram(
-        tree, orientation="left", ax=left, no_labels=True, color_threshold=0.7 * tree[:, 2].max()
+    found = hierarchy.dendrogram(
+        tree, orientation="left", ax=left, no_labels=True, link_color_func=lambda _: "#666666"
     )
-    order = with_colours["leaves"]
+    order = found["leaves"]
     left.set_axis_off()
     # the dendrogram's first leaf is at the bottom
-    right.imshow(flat[order], origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    right.imshow(flat[order], origin="lower", aspect="auto", cmap="viridis")
     right.yaxis.tick_right()
     right.set_yticks(range(tasks), [_task_label(bank.tasks[i]) for i in order])
+    for text, i in zip(right.get_yticklabels(), order, strict=True):
+        text.set_color(colours.get(families[i], "black"))
     right.grid(visible=False)
     for border in range(modules, layers * modules, modules):
         right.axvline(border - 0.5, color="white", linewidth=1)
@@ -246,7 +276,35 @@ def figure_5(bank: TrainedBank) -> Figure:
         right.set_xlabel(label(f"layer, {modules} modular prompts each", "层"))
     bar = figure.colorbar(right.images[0], ax=right, location="top", shrink=0.5)
     bar.set_label(label("gate", "门"))
+    handles = [
+        Line2D([], [], color=c, marker="s", linestyle="", label=family) for family, c in colours.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    if len(colours) > 1:
+        same, chance, p = agreement(flat, families)
+        said = f"{100 * same:.0f} % of tasks (by chance {100 * chance:.0f} %, p = {p:.2g})"
+        figure.suptitle(f"nearest task of the same family: {said}", fontsize=10)
     return figure
+
+
+def agreement(gates: NDArray[np.float64], kinds: Sequence[str]) -> tuple[float, float, float]:
+    """Share of rows whose nearest other row is of the same kind, against rows with shuffled kinds.
+
+    Args:
+        gates: ``(N, D)``.
+        kinds: Kind of each row.
+
+    Returns:
+        The share, its mean over 10,000 shuffles, and the share of shuffles that reach it (one-sided p).
+    """
+    apart = distance.cdist(gates, gates)
+    np.fill_diagonal(apart, np.inf)
+    nearest = apart.argmin(axis=1)
+    _, codes = np.unique(kinds, return_inverse=True)
+    shuffled = np.random.default_rng(0).permuted(np.tile(codes, (10_000, 1)), axis=1)
+    shares = (shuffled == shuffled[:, nearest]).mean(axis=1)
+    share = float((codes == codes[nearest]).mean())
+    return share, float(shares.mean()), float(((shares >= share).sum() + 1) / (len(shares) + 1))
 
 
 def heat_figure(values: Sequence[Sequence[float]], title: str, *, signed: bool = False) -> Figure:

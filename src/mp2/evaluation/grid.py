@@ -218,7 +218,10 @@ class Bench:
                 self._halfway[key] = adapter, peak_memory(self.grid.device)
 
         spec, between = self.tasks[run.task].spec, keep if row else None
-        return tune(self.base, spec, draw.train, draw.dev, run.method, seed=run.seed, between=between), {}
+        adapter = tune(self.base, spec, draw.train, draw.dev, run.method, seed=run.seed, between=between)
+        if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result
+            raise KeyboardInterrupt
+        return adapter, {}
 
     def _measured(self, run: Run, record: Record) -> Record:
         task = self.tasks[run.task]

@@ -6,6 +6,7 @@ Decides which tables and figures a set of records supports, and where their file
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mp2.errors import DataError
-from mp2.evaluation import drawing, tables
+from mp2.evaluation import compared, drawing, tables
 from mp2.evaluation.figures import all_figures
 from mp2.evaluation.page import figure_title, page
 from mp2.evaluation.results import Results
@@ -80,12 +81,13 @@ def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: B
         base: The base, for Table 1 and Figure 5.
     """
     report = Report(remarks=_remarks(results))
-    found = tables.comparisons(results, results.tasks())
+    found = compared.comparisons(results)
     for suite in SUITES:
         each = (
             tables.table_3(results, suite, leaks),
-            tables.averages(results, suite),
-            tables.wins(results, suite, found),
+            compared.averages(results, suite),
+            compared.differences(found, suite),
+            compared.wins(results, suite, found),
         )
         report.shown.extend(table for table in each if table is not None)
     others = (
@@ -95,23 +97,25 @@ def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: B
         tables.table_1(base) if base else None,
     )
     report.shown.extend(table for table in others if table is not None)
-    report.long = [tables.cells_table(results), tables.pairs_table(found)]
+    report.long = [tables.cells_table(results), compared.pairs_table(found)]
     report.figures = all_figures(results, [base.bank(name) for name in base.banks] if base else [])
     return report
 
 
 def _remarks(results: Results) -> list[str]:
     lines = [f"mixed records were accepted: {line}" for line in results.objections]
-    commits = sorted({str(r.versions.get("git")) for r in results.records})
+    commits = Counter(str(r.versions.get("git")) for r in results.records)
     if len(commits) > 1:
-        lines.append(f"records of {len(commits)} commits of one version: {', '.join(commits)}")
+        lines.append(f"records of {len(commits)} commits of one version: {', '.join(sorted(commits))}")
+    if dirty := [f"{count} of {commit}" for commit, count in commits.items() if commit.endswith("-dirty")]:
+        lines.append(f"made with uncommitted changes, so that no commit makes them again: {', '.join(dirty)}")
     for record in results.failed:
         lines.append(f"failed: {record.method} on {record.task}, seed {record.seed}: {record.error[:200]}")
     return lines
 
 
 def read_leaks(path: Path) -> dict[str, float]:
-    """Share of each task's test rows that stand in files of other tasks.
+    """Largest share of each task's test rows that stands in one file of another task.
 
     Args:
         path: What ``mp2 data leaks --json`` printed.

@@ -6,7 +6,7 @@ seeds a comparison uses. Computes no statistics and draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,12 @@ class Cell:
     seeds: tuple[int, ...]
     scores: Matrix
     records: tuple[Record, ...]
+
+    def only(self, seeds: Collection[int]) -> Cell:
+        """The runs with some of its seeds."""
+        chosen = [i for i, seed in enumerate(self.seeds) if seed in seeds]
+        picked = tuple(self.records[i] for i in chosen)
+        return Cell(tuple(self.seeds[i] for i in chosen), self.scores[chosen], picked)
 
 
 def mixtures(records: Iterable[Record]) -> list[str]:
@@ -102,6 +108,13 @@ class Results:
     def tasks(self, variant: str = "") -> tuple[str, ...]:
         """Tasks of a variant, in the order in which they ran."""
         return tuple(dict.fromkeys(t for v, _, _, t in self._done if v == variant))
+
+    def cells(self, tasks: Iterable[str], variant: str = "") -> dict[str, dict[str, Cell]]:
+        """Method -> task -> its cell with the protocol's own shots; nothing where there is none."""
+        found = {
+            m: {t: c for t in tasks if (c := self.cell(m, t, variant=variant))} for m in self.methods(variant)
+        }
+        return {method: row for method, row in found.items() if row}
 
     def shots(self, method: str, task: str, variant: str = "") -> tuple[int, ...]:
         """Numbers of shots other than the protocol's, ascending."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from mp2.evaluation.published import Published, paper_table, published
 from mp2.evaluation.results import Cell, Results
-from mp2.evaluation.statistics import Comparison, Summary, compare_all, summarise, summarise_tasks, win_matrix
+from mp2.evaluation.statistics import Summary, summarise
 from mp2.evaluation.typeset import Table, Text
 from mp2.model.checkpoint import Base
 from mp2.tasks import catalogue
@@ -27,9 +27,21 @@ FLAG = "†"
 Leaks = Mapping[str, float]
 
 
-def score_text(summary: Summary) -> str:
-    """Percent with sample standard deviation, as the paper prints: ``65.3 (1.7)``."""
-    return f"{100 * summary.mean:.1f} ({100 * summary.std:.1f})"
+def score_text(summary: Summary, full: int = 0) -> str:
+    """Percent with sample standard deviation, as the paper prints: ``65.3 (1.7)``; one seed: ``65.3 [1]``."""
+    std = "" if summary.std is None else f" ({100 * summary.std:.1f})"
+    return f"{100 * summary.mean:.1f}{std}{few_seeds(summary.seeds, full)}"
+
+
+def few_seeds(seeds: int, full: int) -> str:
+    """The mark of a number that has fewer seeds than others: ``[2]``."""
+    return f" [{seeds}]" if seeds < full else ""
+
+
+def span_text(counts: Iterable[int]) -> str:
+    """One number, or the least and the largest."""
+    found = sorted(set(counts))
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def count_text(count: int) -> str:
@@ -56,20 +68,22 @@ def task_title(task: str) -> str:
     return facts.name if facts and not task.startswith("iflytek-") else task
 
 
-def suite_tasks(results: Results, suite: str) -> tuple[str, ...]:
-    """Tasks of a suite that have results, in the suite's order; ``other`` is everything else."""
-    found = set(results.tasks())
-    if suite != "other":
-        return tuple(task for task in catalogue.suite(suite) if task in found)
+def suite_cells(results: Results, suite: str) -> tuple[tuple[str, ...], dict[str, dict[str, Cell]]]:
+    """Tasks of a suite that have results, in its order, and every method's cells on them.
+
+    Args:
+        results: The results.
+        suite: A suite's name; ``other`` is every task that is in none of them.
+
+    Returns:
+        Tasks, and method -> task -> cell: methods as the paper orders them, then those beyond the paper.
+    """
     known = {task for name in SUITE_TITLES for task in catalogue.suite(name)}
-    return tuple(task for task in results.tasks() if task not in known)
-
-
-def method_order(results: Results, suite: str) -> list[str]:
-    """Methods as the paper orders them, then those beyond the paper."""
-    paper = [row.method for row in published(suite) if row.method]
-    found = results.methods()
-    return [name for name in paper if name in found] + [name for name in found if name not in paper]
+    wanted = [t for t in results.tasks() if t not in known] if suite == "other" else catalogue.suite(suite)
+    cells = results.cells(wanted)
+    paper = [row.method for row in published(suite) if row.method in cells]
+    tasks = tuple(task for task in wanted if any(task in row for row in cells.values()))
+    return tasks, {method: cells[method] for method in dict.fromkeys([*paper, *cells])}
 
 
 def table_3(results: Results, suite: str, leaks: Leaks | None = None) -> Table | None:
@@ -83,13 +97,10 @@ def table_3(results: Results, suite: str, leaks: Leaks | None = None) -> Table |
     Returns:
         The table, or None if no task of the suite has results.
     """
-    tasks = suite_tasks(results, suite)
+    tasks, cells = suite_cells(results, suite)
     if not tasks:
         return None
-    cells = {
-        m: {t: cell for t in tasks if (cell := results.cell(m, t))} for m in method_order(results, suite)
-    }
-    cells = {method: row for method, row in cells.items() if row}
+    full = most_seeds(cells)
     best = _best(cells, tasks)
     paper = published(suite)
     average = "Avg" if len(tasks) == len(_whole(suite)) else f"Avg of {len(tasks)}"
@@ -100,7 +111,7 @@ def table_3(results: Results, suite: str, leaks: Leaks | None = None) -> Table |
         words=2,
     )
     for method, row in cells.items():
-        table.rows.append(_own_row(method, row, tasks, best, leaks or {}))
+        table.rows.append(_own_row(method, row, tasks, best, full, leaks or {}))
         table.rows.extend(_paper_row(row, tasks) for row in paper if row.method == method)
     table.rows.extend(_paper_row(row, tasks) for row in paper if row.method not in cells)
     table.notes.extend(_notes(cells, tasks, leaks or {}, bool(paper)))
@@ -111,17 +122,29 @@ def _whole(suite: str) -> tuple[str, ...]:
     return catalogue.suite(suite) if suite in SUITE_TITLES else ()
 
 
+def most_seeds(cells: Mapping[str, Mapping[str, Cell]]) -> int:
+    """Seeds of the cell that has most."""
+    return max(len(cell.seeds) for row in cells.values() for cell in row.values())
+
+
 def _best(cells: Mapping[str, Mapping[str, Cell]], tasks: Sequence[str]) -> dict[str, float]:
-    """Highest mean of each task, and of the average over all tasks."""
-    best = {t: max(row[t].scores.mean() for row in cells.values() if t in row) for t in tasks}
-    whole = [
-        np.mean([row[t].scores.mean() for t in tasks]) for row in cells.values() if len(row) == len(tasks)
+    """Highest mean of each task, and of the average over all tasks; one seed is no rival."""
+    rivals = [
+        {t: float(c.scores.mean()) for t, c in row.items() if len(c.seeds) > 1} for row in cells.values()
     ]
-    return best | ({"average": float(max(whole))} if whole else {})
+    best = {t: max((row[t] for row in rivals if t in row), default=np.inf) for t in tasks}
+    whole = [float(np.mean([row[t] for t in tasks])) for row in rivals if len(row) == len(tasks)]
+    best["average"] = max(whole, default=np.inf)
+    return best
 
 
 def _own_row(
-    method: str, row: Mapping[str, Cell], tasks: Sequence[str], best: Mapping[str, float], leaks: Leaks
+    method: str,
+    row: Mapping[str, Cell],
+    tasks: Sequence[str],
+    best: Mapping[str, float],
+    full: int,
+    leaks: Leaks,
 ) -> list[Text]:
     tuned = max(cell.records[0].tuned_parameters for cell in row.values())
     texts = [Text(paradigm(method)), Text(method), Text(count_text(tuned))]
@@ -129,13 +152,14 @@ def _own_row(
         if task not in row:
             texts.append(Text("–"))
             continue
-        flag = FLAG if leaks.get(task, 0) >= 0.01 and row[task].records[0].bank else ""
-        text = score_text(summarise(row[task].scores, resamples=2)) + flag
-        texts.append(Text(text, bold=bool(row[task].scores.mean() >= best[task])))
+        s = summarise([row[task].scores])
+        flag = FLAG if leaks.get(task, 0) >= 0.01 else ""
+        texts.append(Text(score_text(s, full) + flag, bold=s.seeds > 1 and s.mean >= best[task]))
     if len(row) < len(tasks):
         return [*texts, Text("–")]
-    mean = float(np.mean([row[task].scores.mean() for task in tasks]))
-    return [*texts, Text(f"{100 * mean:.1f}", bold=mean >= best["average"])]
+    s = summarise([row[task].scores for task in tasks])
+    text = f"{100 * s.mean:.1f}{few_seeds(s.seeds, full)}"
+    return [*texts, Text(text, bold=s.seeds > 1 and s.mean >= best["average"])]
 
 
 def _paper_row(row: Published, tasks: Sequence[str]) -> list[Text]:
@@ -154,30 +178,18 @@ def _paper_row(row: Published, tasks: Sequence[str]) -> list[Text]:
     return [*texts, Text(average, quiet=True)]
 
 
-def _fewer_seeds(cells: Mapping[str, Mapping[str, Cell]], full: int) -> str:
-    """Which methods have fewer seeds than others: on all of their tasks, or on which."""
-    names: dict[int, dict[str, None]] = {}  # a dictionary as an ordered set
-    for method, row in cells.items():
-        even = len({len(cell.seeds) for cell in row.values()}) == 1
-        for task, cell in row.items():
-            name = method if even else f"{method} on {task_title(task)}"
-            names.setdefault(len(cell.seeds), {})[name] = None
-    return "; ".join(f"{count} of {', '.join(names[count])}" for count in sorted(names) if count < full)
-
-
 def _notes(
     cells: Mapping[str, Mapping[str, Cell]], tasks: Sequence[str], leaks: Leaks, paper: bool
 ) -> list[str]:
     every = [cell for row in cells.values() for cell in row.values()]
     seeds = sorted({seed for cell in every for seed in cell.seeds})
-    rows = sorted({cell.records[0].test_rows for cell in every})
-    span = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
     notes = [
         f"Percent, mean and sample standard deviation over seeds {', '.join(map(str, seeds))};"
-        f" {span} test rows per task; bold: best of its column."
+        f" {span_text(cell.records[0].test_rows for cell in every)} test rows per task; bold: best of its"
+        " column."
     ]
-    if fewer := _fewer_seeds(cells, len(seeds)):
-        notes.append(f"Fewer seeds: {fewer}.")
+    if any(len(cell.seeds) < most_seeds(cells) for cell in every):
+        notes.append("[n]: n seeds alone; one seed has no deviation and is never the best.")
     if paper:
         notes.append(
             "Rows 'paper' are printed numbers of CPT-large (CPM-2: 11B) on its own few-shot draws and whole"
@@ -186,87 +198,10 @@ def _notes(
     flagged = [f"{task_title(t)} {100 * leaks[t]:.1f} %" for t in tasks if leaks.get(t, 0) >= 0.01]
     if flagged:
         notes.append(
-            f"{FLAG} share of test rows that also stand in files of other tasks: {', '.join(flagged)}; those"
-            " upstream rows are taken out before pre-training."
+            f"{FLAG} share of test rows that also stand in a file of another task (the one that has most):"
+            f" {', '.join(flagged)}; those upstream rows are taken out before encoder and banks are trained."
         )
     return notes
-
-
-def averages(results: Results, suite: str) -> Table | None:
-    """Average over a suite's tasks with its 95 % interval, for methods that ran all of them."""
-    tasks = suite_tasks(results, suite)
-    rows: list[tuple[float, list[Text]]] = []
-    for method in method_order(results, suite) if tasks else []:
-        cells = [cell for task in tasks if (cell := results.cell(method, task))]
-        if len(cells) < len(tasks):
-            continue
-        found = summarise_tasks([cell.scores for cell in cells])
-        seconds = np.mean([r.seconds for cell in cells for r in cell.records])
-        memory = max(r.peak_memory.get("process_mib", 0) for cell in cells for r in cell.records)
-        texts = [method, f"{100 * found.mean:.1f}", f"{100 * found.low:.1f} to {100 * found.high:.1f}"]
-        texts += [f"{100 * found.std:.1f}", f"{seconds:.1f}", f"{memory:,}"]
-        rows.append((found.mean, [Text(text) for text in texts]))
-    if not rows:
-        return None
-    columns = ("Method", "Average", "95 % interval", "Std of seeds", "Seconds per run", "Peak MiB")
-    rows.sort(key=lambda row: -row[0])
-    note = "Intervals: bootstrap over seeds and test rows, task by task. Seconds: tuning alone."
-    title = f"Averages: {SUITE_TITLES.get(suite, 'other tasks')}"
-    return Table(f"averages-{suite}", title, columns, [texts for _, texts in rows], [note])
-
-
-def comparisons(results: Results, tasks: Iterable[str]) -> dict[str, list[Comparison]]:
-    """Every pair of methods on each task, on the seeds they share, corrected within the task."""
-    found: dict[str, list[Comparison]] = {}
-    for task in tasks:
-        cells = {method: cell for method in results.methods() if (cell := results.cell(method, task))}
-        scores = {method: cell.scores for method, cell in cells.items()}
-        found[task] = compare_all(scores, {method: cell.seeds for method, cell in cells.items()})
-    return found
-
-
-def wins(results: Results, suite: str, found: Mapping[str, Sequence[Comparison]]) -> Table | None:
-    """On how many tasks the row's method beats the column's beyond chance."""
-    tasks = suite_tasks(results, suite)
-    names = method_order(results, suite)
-    if not tasks or len(names) < 2:
-        return None
-    matrix = win_matrix(names, {task: [c for c in found[task] if c.seeds > 1] for task in tasks})
-    table = Table(
-        f"wins-{suite}", f"Wins: {SUITE_TITLES.get(suite, 'other tasks')}", ("better than →", *names)
-    )
-    for i, name in enumerate(names):
-        counts = ["" if i == j else str(matrix[i, j]) for j in range(len(names))]
-        table.rows.append([Text(name), *map(Text, counts)])
-    table.notes.append(
-        f"Tasks of {len(tasks)} on which the method of the row is better than that of the column with"
-        " p < 0.05 (over seeds and test rows, Holm's correction for all pairs of the task). Each pair is"
-        " compared on the seeds that both have; pairs with fewer than two do not count."
-    )
-    return table
-
-
-def pairs_table(found: Mapping[str, Sequence[Comparison]]) -> Table:
-    """All comparisons, long form."""
-    columns = ("task", "first", "second", "seeds", "difference", "low", "high", "p_rows", "p", "holm")
-    table = Table("pairs", "Paired comparisons", columns, words=3)
-    for task, each in found.items():
-        for c in each:
-            numbers = [f"{100 * value:.2f}" for value in (c.difference, c.low, c.high)]
-            table.rows.append(
-                [
-                    Text(t)
-                    for t in (
-                        task,
-                        c.first,
-                        c.second,
-                        str(c.seeds),
-                        *numbers,
-                        *(f"{p:.2g}" for p in (c.p_rows, c.p, c.holm)),
-                    )
-                ]
-            )
-    return table
 
 
 def cells_table(results: Results) -> Table:
@@ -285,9 +220,9 @@ def cells_table(results: Results) -> Table:
 
 
 def _long_row(variant: str, method: str, task: str, shots: int | None, cell: Cell) -> list[Text]:
-    s = summarise(cell.scores)
+    s = summarise([cell.scores])
     seconds = np.mean([record.seconds for record in cell.records])
-    numbers = [f"{100 * value:.2f}" for value in (s.mean, s.std, s.low, s.high)]
+    numbers = ["" if value is None else f"{100 * value:.2f}" for value in (s.mean, s.std, s.low, s.high)]
     facts = [str(shots or ""), str(s.seeds), str(cell.scores.shape[1]), *numbers, f"{seconds:.2f}"]
     return [Text(t) for t in (variant, method, task, *facts, str(cell.records[0].calls))]
 
@@ -334,22 +269,28 @@ def table_4(results: Results) -> Table | None:
     table = Table(
         "table4", "Table 4: minutes of tuning without gradients", ("Method", *map(task_title, tasks))
     )
+    places: set[str] = set()
     for method in [*(m for m in paper if m in methods), *(m for m in methods if m not in paper)]:
         found = [results.cell(method, task) for task in tasks]
         minutes = [f"{np.mean([r.seconds for r in c.records]) / 60:.2f}" if c else "–" for c in found]
         table.rows.append([Text(method), *map(Text, minutes)])
+        places |= {_place(record.machine) for cell in found if cell for record in cell.records}
         if method in paper:
             printed = [Text(row["minutes"], quiet=True) for row in paper[method]]
             name = f"paper: {paper[method][0]['name']}, {paper[method][0]['stages']}"
             table.rows.append([Text(name, quiet=True), *printed])
-    machine = next(iter(results.records)).machine
-    place = machine.get("accelerator") or f"{machine.get('cores')} cores, {machine.get('processor')}"
-    table.notes.append(f"Ours: {place}. Paper: CPT-large on one RTX 3090.")
+    table.notes.append(f"Ours: {'; '.join(sorted(places))}. Paper: CPT-large on one RTX 3090.")
     return table
 
 
+def _place(machine: Mapping[str, object]) -> str:
+    """The accelerator, or the processor with the threads that ran on it."""
+    threads = f"{machine.get('threads')} thread{'' if machine.get('threads') == 1 else 's'}"
+    return str(machine.get("accelerator") or f"{machine.get('processor')}, {threads}")
+
+
 def table_5(results: Results) -> Table | None:
-    """Two-speed against one-speed pre-training; records without a variant are of the shipped bank."""
+    """Two-speed against one-speed pre-training; the shipped bank stands in for a two-speed one."""
     kinds = {"no": "one-speed", "yes": "two-speed"}
     if not set(kinds.values()) & set(results.variants):
         return None
@@ -362,13 +303,15 @@ def table_5(results: Results) -> Table | None:
     )
     for (method, two_speed), printed in paper.items():
         kind = kinds[two_speed]
-        variant = kind if method in results.methods(kind) else ""
-        found = [results.cell(method, task, variant=variant) for task in tasks]
-        texts = [score_text(summarise(c.scores, resamples=2)) if c else "–" for c in found]
-        table.rows.append([Text(method), Text(kind + ("" if variant else " (shipped)")), *map(Text, texts)])
+        shipped = kind == "two-speed" and method not in results.methods(kind)
+        found = [results.cell(method, task, variant="" if shipped else kind) for task in tasks]
+        texts = [f"{score_text(s)} [{s.seeds}]" if (s := c and summarise([c.scores])) else "–" for c in found]
+        table.rows.append([Text(method), Text(kind + (" (shipped)" if shipped else "")), *map(Text, texts)])
         numbers = [Text(f"{row['mean']} ({row['std']})", quiet=True) for row in printed]
         table.rows.append(
             [Text(f"paper: {printed[0]['name']}", quiet=True), Text(kind, quiet=True), *numbers]
         )
-    table.notes.append("Two-speed: the router learns at another rate than the prompts in pre-training.")
+    table.notes.append(
+        "Two-speed: the router learns at another rate than the prompts in pre-training. [n]: n seeds."
+    )
     return table
