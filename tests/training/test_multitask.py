@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.errors import CheckpointError, ConfigError
 from mp2.model.checkpoint import Base, load_bank
+from mp2.runtime import write_json
+from mp2.tasks import catalogue
 from mp2.training.assemble import assemble
 from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, pretrain_backbone
 from mp2.training.corpus import build_corpus
@@ -19,6 +22,7 @@ from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
 from mp2.training.ppt import pretrain_ppt
 from tests.data.invented import rows_of, task, write_jsonl
+from tests.micro import micro_bank
 from tests.training.invented import invented_texts, invented_tokenizer
 
 FAMILIES = ("classification", "pair", "extraction")
@@ -64,6 +68,7 @@ def test_a_bank_is_trained_written_and_resumed(
     whole = pretrain_prompts(base, tasks, CONFIG, tmp_path / "whole")
     assert whole.tasks == FAMILIES and whole.router.shape == (3, 3, 3) and whole.base == base.fingerprint
     assert set(whole.facts["dev"]) == {"step", "score", *FAMILIES}
+    assert whole.facts["curve"][-1] == (3, whole.facts["dev"]["score"]) and len(whole.facts["curve"]) == 2
     loaded = load_bank(tmp_path / "whole" / "bank")
     assert loaded.tasks == FAMILIES and loaded.bank.config == whole.bank.config
     cut = replace(CONFIG, loop=replace(SHORT, minutes=1e-9))
@@ -157,6 +162,26 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     assert "About it." in (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(CheckpointError, match="exists already"):
         assemble("tiny", run / "encoder", [], tmp_path / "tiny")
+
+
+def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_path: Path) -> None:
+    encoder, curve = tmp_path / "encoder", [(500, 0.25), (1000, 0.5)]
+    shutil.copytree(Path(base.path) / "encoder", encoder)
+    dev = {"step": 1000, "score": 0.5, "bq": 0.625, "of-my-own": 0.375}
+    write_json(encoder / "training.json", {"steps": 1000, "dev": dev, "curve": curve})
+    bank = micro_bank(base, "deep", deep=True)
+    bank.facts = {"steps": 10, "dev": dev | {"bq": 0.75}, "curve": [(10, 0.5)]}
+    bank.save(tmp_path / "bank")
+    assemble("tiny", encoder, [tmp_path / "bank"], tmp_path / "tiny")
+    lines = (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert "| encoder, last run | 500: 0.250, 1,000: 0.500 |" in lines
+    assert not any(line.startswith("| bank `deep` | 10:") for line in lines)  # one point is no curve
+    licence = catalogue.get("bq").data.licence  # type: ignore[union-attr]
+    assert [line for line in lines if line.startswith(("| task", "| bq", "| of-my-own"))] == [
+        "| task | encoder, last run | bank `deep` | licence |",
+        f"| bq | 0.625 | 0.750 | {licence} |",
+        "| of-my-own | 0.375 | 0.375 |  |",
+    ]
 
 
 def test_the_matching_start_attends_to_the_same_word() -> None:

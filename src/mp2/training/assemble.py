@@ -11,6 +11,7 @@ from typing import Any
 from mp2.errors import CheckpointError
 from mp2.model.checkpoint import Base, TrainedBank, load_bank, write_manifest
 from mp2.runtime import whole_folder, write_whole
+from mp2.tasks import catalogue
 
 
 def assemble(
@@ -60,12 +61,22 @@ def _tables(history: dict[str, Any], banks: Sequence[TrainedBank]) -> str:
             f"| {title} | {facts.get('steps', 0):,} | {facts.get('tokens', 0):,} |"
             f" {facts.get('seconds', 0) / 60:.1f} | {'' if dev is None else f'{dev:.3f}'} |"
         )
+    curves = {title: facts["curve"] for title, facts in runs if len(facts.get("curve", [])) > 1}
+    if curves:
+        lines += ["", "| part | dev mean after steps |", "|---|---|"]
+    for title, curve in curves.items():
+        lines.append(f"| {title} | {', '.join(f'{step:,}: {score:.3f}' for step, score in curve)} |")
     columns = {title: facts["dev"] for title, facts in runs if facts.get("dev")}
     tasks = [key for key in next(iter(columns.values()), {}) if key not in ("step", "score")]
     lines += ["", "## Dev score of every upstream task (64 rows each)", ""]
-    lines += [f"| task | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {task} | {' | '.join(f'{dev[task]:.3f}' if task in dev else '' for dev in columns.values())} |"
-        for task in tasks
-    ]
+    lines += [f"| task | {' | '.join([*columns, 'licence'])} |", "|---" * (len(columns) + 2) + "|"]
+    for task in tasks:
+        scores = [f"{dev[task]:.3f}" if task in dev else "" for dev in columns.values()]
+        lines.append(f"| {task} | {' | '.join([*scores, _licence(task)])} |")
     return "\n".join(lines)
+
+
+def _licence(task: str) -> str:
+    """As the catalogue states it; empty for a task of one's own."""
+    data = catalogue.get(task).data if task in catalogue.names() else None
+    return data.licence if data else ""

@@ -252,6 +252,7 @@ class MultiTaskRun:
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 1),
             "dev": progress.curve[-1] if progress.curve else {},
+            "curve": [(at["step"], at["score"]) for at in progress.curve],
             "written": time.strftime("%Y-%m-%d"),
         }
 
