@@ -16,7 +16,9 @@ from mp2.evaluation.protocol import SPLITS, FewShotTask
 from mp2.evaluation.records import read_records
 from mp2.model.checkpoint import Base, load_bank
 from mp2.tasks import catalogue
+from mp2.tuning.asktell import Array
 from mp2.tuning.methods import METHODS, get_method
+from mp2.tuning.objective import Objective
 from mp2.tuning.stages import Bayes, Cma, Gradient
 from tests.evaluation.invented import write_data
 from tests.tuning.rows import full_base, short_methods
@@ -81,6 +83,27 @@ def test_calls_of_a_black_box_search_are_those_of_all_its_stages(
     searched = replace(grid, tasks=("chnsent",), methods=(row.name,), seeds=(8,))
     assert run_grid(searched, tmp_path / "records.jsonl", base=base, say=lambda _: None) == (1, 0)
     assert [r.calls for r in read_records([tmp_path / "records.jsonl"])] == [17]
+
+
+def test_ctrl_c_in_a_search_stops_the_grid_and_leaves_no_record(
+    base: Base, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(get_method("mp2-deep-bb"), stages=(Cma(calls=12, popsize=6),))
+    monkeypatch.setitem(METHODS, row.name, row)
+    searched = replace(grid, tasks=("chnsent",), methods=(row.name,), seeds=(8,))
+    out, real = tmp_path / "records.jsonl", Objective.__call__
+
+    def interrupted(self: Objective, candidates: Array) -> Array:
+        if self.calls:
+            raise KeyboardInterrupt
+        return real(self, candidates)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_grid(searched, out, base=base, say=lambda _: None)
+    assert not read_records([out])
+    assert run_grid(searched, out, base=base, say=lambda _: None) == (1, 0)
 
 
 def test_a_grid_goes_on_where_it_stopped_with_the_same_numbers(
