@@ -18,13 +18,15 @@ import torch
 
 from mp2.errors import CheckpointError, ConfigError, SearchError
 from mp2.model.checkpoint import Base, TrainedBank
+from mp2.tuning import layerwise, search_state
 from mp2.tuning import objective as objectives
-from mp2.tuning import search_state
 from mp2.tuning.adapter import Adapter, compose
-from mp2.tuning.gradient import micro_batches
+from mp2.tuning.gradient import Best, micro_batches
 from mp2.tuning.methods import METHODS, Method
 from mp2.tuning.random_projection import draw_projection, hidden_scales
+from mp2.tuning.search_state import SearchFolder
 from mp2.tuning.stages import Bayes, Cma
+from mp2.tuning.state import TaskState
 from mp2.tuning.tune import tune
 from tests.micro import LAYERS, MODULES
 from tests.tuning.shots import prepared, review_rows, review_task
@@ -67,7 +69,12 @@ def test_both_stages_spend_exactly_their_calls_and_write_a_line_for_each(
     assert [line["call"] for line in written] == [*range(1, 9), *range(1, 51)]
     assert {line["stage"] for line in written} == {0, 1}
     assert all(np.isfinite(line["loss"]) for line in written)
-    assert any(line["dev"] is not None for line in written)
+    assert any(line["dev"] is not None for line in written[:8])
+    scored = [line for line in written[8:] if line["dev"] is not None]
+    assert [line["call"] for line in scored] == [12, 24, 36, 48, 50]  # the last of their generations
+    curve = [point for point in adapter.facts["curve"] if point["stage"] == 1]
+    assert [line["dev_mean"] for line in scored] == [point["dev"] for point in curve[::2]]
+    assert [line["dev"] for line in scored] == [point["dev"] for point in curve[1::2]]
     assert [task for task, _ in sorted(adapter.facts["similar_tasks"])] == ["alpha", "beta"]
     losses = [loss for _, loss in adapter.facts["similar_tasks"]]
     assert losses == sorted(losses)
@@ -128,6 +135,19 @@ def test_the_released_rules_run(base: Base, name: str) -> None:
     assert adapter.facts["calls"]["1"] == (2 * 20 * LAYERS if deep else 120)
 
 
+def test_of_released_moments_the_first_highest_is_kept_and_the_start_competes_with_none(base: Base) -> None:
+    state = TaskState(base, METHODS["mp2-deep-bb-released"], seed=1)
+    best = Best(released=True)
+    offers = [(-1, 0.9, 0.1), (0, 0.5, 0.4), (0, 0.5, 0.2), (1, 0.6, 0.9), (1, 0.6, 0.1), (1, 0.4, 0.0)]
+    assert [best.offer(state, *offer) for offer in offers] == [True, True, False, True, False, False]
+    assert (best.key[0], best.stage) == (0.6, 1)
+
+
+def test_a_start_beyond_the_bound_begins_at_it(base: Base) -> None:
+    row = method("mp2-deep-bb", replace(FUSED, calls=12, relative=True, bound=0.5))
+    assert run(base, row).facts["calls"] == {"0": 12}
+
+
 def test_only_router_and_z_move_and_no_gradient_is_built(base: Base) -> None:
     before = {
         **base.backbone.state_dict(),
@@ -146,24 +166,34 @@ def _refuse(_: Any) -> Any:
     raise AssertionError("a gradient is being built")
 
 
+LONG = replace(ROUTER, calls=20)
 _CHILD = """
 import sys
 from pathlib import Path
 from mp2.model.checkpoint import Base
 from mp2.tuning import search_state
-from tests.tuning.test_blackbox import method, run
+from tests.tuning.test_blackbox import FUSED, LONG, method, run
 search_state.EVERY = 0.0
-run(Base(Path(sys.argv[1])), method(), folder=Path(sys.argv[2]))
+run(Base(Path(sys.argv[1])), method("mp2-deep-bb", LONG, FUSED), folder=Path(sys.argv[2]))
 """
 
 
-def test_a_killed_search_goes_on_as_if_it_had_not_been(base: Base, tmp_path: Path) -> None:
-    whole = run(base, method(), folder=tmp_path / "whole")
-    _kill_after(base, tmp_path / "killed", 30)
-    assert len(lines(tmp_path / "killed")) < 58
-    resumed = run(base, method(), folder=tmp_path / "killed")
-    _same_search(resumed, whole)
-    assert _timeless(lines(tmp_path / "killed")) == _timeless(lines(tmp_path / "whole"))
+@pytest.fixture(scope="module")
+def whole(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, list[dict[str, Any]]]:
+    """A search that nothing stopped, and its log."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(base, method("mp2-deep-bb", LONG, FUSED), folder=folder), lines(folder)
+
+
+@pytest.mark.parametrize("calls", [9, 20 + 24], ids=["stage I", "stage II"])
+def test_a_killed_search_goes_on_as_if_it_had_not_been(
+    base: Base, tmp_path: Path, whole: tuple[Adapter, list[dict[str, Any]]], calls: int
+) -> None:
+    _kill_after(base, tmp_path, calls)
+    assert len(lines(tmp_path)) < (20 if calls < 20 else 70)
+    resumed = run(base, method("mp2-deep-bb", LONG, FUSED), folder=tmp_path)
+    _same_search(resumed, whole[0])
+    assert _timeless(lines(tmp_path)) == _timeless(whole[1])
 
 
 def test_an_interrupted_search_of_the_router_goes_on(
@@ -220,6 +250,96 @@ def test_a_finished_search_is_read_and_another_one_is_refused(base: Base, tmp_pa
         run(base, row, folder=tmp_path)
 
 
+def test_a_log_is_never_filled_up_nor_one_without_a_state_emptied(base: Base, tmp_path: Path) -> None:
+    row = method("mp2-deep-bb", replace(FUSED, calls=12))
+    run(base, row, folder=tmp_path)
+    log = tmp_path / "calls.jsonl"
+    log.write_bytes(log.read_bytes()[:-5])
+    half = tmp_path / ".state-00000009.x"
+    half.mkdir()
+    run(base, row, folder=tmp_path)
+    assert len(lines(tmp_path)) == 11 and not half.exists()
+    log.unlink()
+    run(base, row, folder=tmp_path)
+    assert log.read_bytes() == b""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "calls.jsonl").write_text("mine\n")
+    with pytest.raises(
+        ConfigError, match=r"calls\.jsonl: holds lines, but there is no state of their search"
+    ):
+        run(base, row, folder=other)
+    assert (other / "calls.jsonl").read_text() == "mine\n"
+
+
+def test_lines_of_a_save_that_failed_are_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = SearchFolder(tmp_path, {})
+    assert folder.load() is None
+    folder.line({"call": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(search_state, "save_file", full)
+        folder.save({})
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            folder.flush()
+    folder.line({"call": 2})
+    folder.flush()  # the step of the second call is not whole yet
+    assert lines(tmp_path) == [{"call": 1}]
+    folder.save({})
+    folder.flush()
+    assert lines(tmp_path) == [{"call": 1}, {"call": 2}]
+
+
+CONVERGED = replace(FUSED, sigma=(1e-13, 1e-13))
+
+
+@pytest.mark.parametrize(
+    ("stages", "calls", "error", "ended"),
+    [
+        ((replace(ROUTER, random=2),), 5, KeyboardInterrupt(), "interrupted"),
+        ((FUSED,), 20, KeyboardInterrupt(), "interrupted"),
+        ((ROUTER, FUSED), 30, KeyboardInterrupt(), "interrupted"),
+        ((ROUTER, FUSED), 30, None, "error"),
+        ((ROUTER, CONVERGED), 999, None, "tol"),
+    ],
+)
+def test_every_call_that_counts_has_its_line_however_the_search_ends(
+    base: Base,
+    tmp_path: Path,
+    stages: tuple[Bayes | Cma, ...],
+    calls: int,
+    error: BaseException | None,
+    ended: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        _fail_after(patch, calls, error)
+        try:
+            facts = run(base, method("mp2-deep-bb", *stages), folder=tmp_path).facts
+        except SearchError as caught:
+            facts = caught.best.facts
+    assert ended in facts["ended"][str(len(stages) - 1)]
+    assert 0 < len(lines(tmp_path)) == sum(facts["calls"].values()) < 58
+
+
+def test_a_step_that_ctrl_c_cuts_while_its_dev_scores_are_taken_does_not_count(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    row = method("mp2-deep-bb", ROUTER, FUSED)
+    with monkeypatch.context() as patch:
+        patch.setattr(layerwise.LayerWalk, "_measure", interrupted)
+        found = run(base, row, folder=tmp_path)
+    assert found.facts["calls"] == {"0": 8, "1": 6} and len(lines(tmp_path)) == 14
+    _same_search(run(base, row, folder=tmp_path), run(base, row))
+
+
 @pytest.mark.parametrize("stage", [replace(ROUTER, random=2), FUSED])
 def test_ctrl_c_returns_the_best_so_far(
     base: Base, stage: Bayes | Cma, monkeypatch: pytest.MonkeyPatch
@@ -259,8 +379,11 @@ def _fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseExceptio
 def test_settings_that_cannot_work_are_refused_before_anything_is_spent(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _fail_after(monkeypatch, 0, AssertionError("a call was spent"))
     with pytest.raises(ConfigError, match="one population of 6 calls, got 5"):
-        run(base, method("mp2-deep-bb", replace(FUSED, calls=5)))
+        run(base, method("mp2-deep-bb", ROUTER, replace(FUSED, calls=5)))
+    with pytest.raises(ConfigError, match="at least 2 first points to try: random is 1, and transfer is off"):
+        run(base, method("mp2-deep-bb", FUSED, replace(ROUTER, random=1, transfer=False)))
     source = base.bank("deep")
     _bank(monkeypatch, base, replace(source, bank=source.bank.materialised()))
     with pytest.raises(ConfigError, match=r"bank 'deep' has no intrinsic vectors z and projection A"):

@@ -140,7 +140,9 @@ def test_the_adapter_is_the_best_moment_of_the_tuning(method: Method, full: Base
     golds = [example.gold_texts[0] for example in review_rows(review_task())[1]]
     right = sum(answer.text == gold for answer, gold in zip(dev, golds, strict=True)) / 4
     assert right == pytest.approx(adapter.facts["dev"])
-    assert adapter.facts["dev"] == max(point["dev"] for point in adapter.facts["curve"])
+    # the start competes with none where the released code's rule holds
+    competing = adapter.facts["curve"][method.name.endswith("-released") :]
+    assert adapter.facts["dev"] == max(point["dev"] for point in competing)
 
 
 @ROWS

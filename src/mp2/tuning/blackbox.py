@@ -27,6 +27,29 @@ from mp2.tuning.state import TaskState
 RELEASED_EVERY = 10  # calls between dev scores of the released stage I
 
 
+def check_stages(state: TaskState) -> None:
+    """Refuse what a stage of the method could not do, before any of them spends a call.
+
+    Raises:
+        ConfigError: A budget that is too small, or a bank that cannot be searched.
+    """
+    for stage in state.method.stages:
+        if isinstance(stage, Cma):
+            check_budget(_budget(state, stage), stage.popsize)
+        elif isinstance(stage, Bayes):
+            known = known_routers(state) if stage.transfer else {}
+            if stage.random + stage.transfer + len(known) < 2:
+                raise ConfigError(
+                    f"method {state.method.name}: expected at least 2 first points to try: random is"
+                    f" {stage.random}, and "
+                    + ("its bank has no routers of known tasks" if stage.transfer else "transfer is off")
+                )
+
+
+def _budget(state: TaskState, stage: Cma) -> int:
+    return stage.rounds * stage.popsize * state.projector.config.layers or stage.calls
+
+
 def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
     """Run one stage from the state as it stands; the caller restores the best afterwards.
 
@@ -39,34 +62,40 @@ def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
         False when nothing ran, because the stage was done before the search was resumed.
 
     Raises:
-        ConfigError: A budget that is too small, or a bank that cannot be searched.
         SearchError: A loss is not finite; carries the best candidate.
     """
     if not run.enter(index):
         return False
     with freed_memory_kept(run.state.base.device):
         train = Objective(run.state, run.train, run.task, loss=stage.loss)
-        ended, calls = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
-        run.leave(ended, calls)
+        ended = "error"
+        try:
+            ended = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
+        finally:
+            run.flush()
+            run.leave(ended)
     return True
 
 
-def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> tuple[str, int]:
+def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> str:
     assert run.state.router is not None
     start = run.state.router.detach().reshape(1, -1).double().cpu().numpy()
     known = known_routers(run.state) if stage.transfer else {}
+    first = np.concatenate([start, *(one[None] for one in known.values())]) if stage.transfer else None
     optimiser = GpUcb(
         run.state.router.numel(),
         box=stage.box,
         kappa=stage.kappa,
         random=stage.random,
-        first=np.concatenate([start, *(one[None] for one in known.values())]) if stage.transfer else None,
+        first=first,
         seed=run.seed,
         scales=stage.scales,
         trust_region=stage.trust_region,
     )
+    budget = stage.calls or stage.random + (0 if first is None else len(first))
     if run.search is not None:
         optimiser.load_state_dict(run.search)
+    run.calls = optimiser.calls
 
     def each(candidates: Array, losses: Array) -> None:
         before = optimiser.calls - len(losses)
@@ -76,10 +105,9 @@ def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> tuple[str, int]:
             run.line(before + i + 1, f"router/{before + i + 1}", float(loss), scores.get(i))
         if before == 0 and known:
             run.facts["similar_tasks"] = _ranked(list(known), losses[1:])
-        run.save(optimiser.state_dict(), now=optimiser.calls >= stage.calls)
+        run.save(optimiser.calls, optimiser.state_dict())
 
-    found = search(train, optimiser, stage.calls, each=each)
-    return found.ended, found.calls
+    return search(train, optimiser, budget, each=each).ended
 
 
 def known_routers(state: TaskState) -> dict[str, Array]:
@@ -127,20 +155,19 @@ def _score_routers(
     return {i: metric for i, (metric, _) in zip(chosen, measured, strict=True)}
 
 
-def _cma(run: SearchRun, stage: Cma, train: Objective) -> tuple[str, int]:
-    layers = run.state.projector.config.layers
-    budget = stage.rounds * stage.popsize * layers or stage.calls
-    check_budget(budget, stage.popsize)
+def _cma(run: SearchRun, stage: Cma, train: Objective) -> str:
+    budget = _budget(run.state, stage)
     walk = LayerWalk(run, stage, train, budget)
     if run.search is not None:
         walk.load_state_dict(run.search)
+    run.calls = walk.calls
     try:
         while walk.calls < budget and not walk.stop:
             walk.generation()
-            run.save(walk.state_dict(), now=walk.calls >= budget)
+            run.save(walk.calls, walk.state_dict())
     except KeyboardInterrupt:
-        return "interrupted", walk.calls
-    return walk.stop or "budget", walk.calls
+        return "interrupted"
+    return walk.stop or "budget"
 
 
 def _ranked(tasks: Sequence[str], losses: Array) -> list[list[Any]]:

@@ -93,18 +93,24 @@ def dev_measure(state: TaskState, task: TaskSpec, dev: Shots, kind: Loss = "opti
 
 
 class Best:
-    """The best moment so far over all stages: higher dev score, at ties the lower dev loss."""
+    """The best moment so far over all stages: higher dev score, at ties the lower dev loss.
 
-    def __init__(self) -> None:
+    Args:
+        released: The released black-box rule: at ties the first, and any moment beats the untuned start.
+    """
+
+    def __init__(self, *, released: bool = False) -> None:
+        self.released = released
         self.key = (-1.0, 0.0)
         self.snapshot: dict[str, torch.Tensor] = {}
         self.stage = -1
 
     def offer(self, state: TaskState, stage: int, score_: float, loss: float) -> bool:
         """Keep the state if it is better; says whether it was."""
-        if (score_, -loss) <= self.key:
+        key = (score_, 0.0 if self.released else -loss)
+        if key <= self.key and not (self.released and self.stage < 0):
             return False
-        self.key, self.stage, self.snapshot = (score_, -loss), stage, state.snapshot(state.method.groups)
+        self.key, self.stage, self.snapshot = key, stage, state.snapshot(state.method.groups)
         return True
 
 

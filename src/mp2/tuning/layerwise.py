@@ -47,13 +47,16 @@ class LayerWalk:
     def _optimisers(self) -> list[CmaEs]:
         made = []
         for layer, start in enumerate(self.start):
-            sigma = self.stage.sigma[min(layer, 1)] * (float(start.std()) if self.stage.relative else 1.0)
+            # a vector without any spread has no scale of its own
+            unit = (float(start.std()) or 1.0) if self.stage.relative else 1.0
+            bound = self.stage.bound * unit
             made.append(
                 CmaEs(
-                    start,
-                    sigma,
+                    # what stage I found is known too late to refuse it: a value beyond the bound starts at it
+                    start.clip(-bound, bound) if bound else start,
+                    self.stage.sigma[min(layer, 1)] * unit,
                     population=self.stage.popsize,
-                    bound=self.stage.bound,
+                    bound=bound,
                     seed=(self.run.seed, layer),
                 )
             )
@@ -78,11 +81,11 @@ class LayerWalk:
         self.calls, self.turn = before + len(losses), self.turn + 1
         scores = self._score_released(layer, candidates, losses, before)
         self._keep(layer, candidates, losses)
+        if self.stage.select == "dev" and self._due(before):
+            scores[len(losses) - 1] = self._score()
         for i, loss in enumerate(losses):
             name = f"layer{layer}/round{round_}/{i + 1}"
-            self.run.line(before + i + 1, name, float(loss), scores.get(i))
-        if self.stage.select == "dev" and self._due(before):
-            self._score()
+            self.run.line(before + i + 1, name, float(loss), **scores.get(i, {}))
 
     def _due(self, before: int) -> bool:
         every = self.stage.eval_every
@@ -104,12 +107,15 @@ class LayerWalk:
         assert z is not None
         z[0, layer] = self.run.tensor(vector)
 
-    def _score(self) -> None:
+    def _score(self) -> dict[str, float]:
         """Dev scores of what stands, and of the means of all distributions."""
-        standing = self._vectors()
-        self._measure([np.stack([optimiser.mean for optimiser in self.optimisers]), standing], self.calls)
+        moments = [np.stack([optimiser.mean for optimiser in self.optimisers]), self._vectors()]
+        mean, standing = self._measure(moments, self.calls)
+        return {"dev": standing, "dev_mean": mean}
 
-    def _score_released(self, layer: int, candidates: Array, losses: Array, before: int) -> dict[int, float]:
+    def _score_released(
+        self, layer: int, candidates: Array, losses: Array, before: int
+    ) -> dict[int, dict[str, float]]:
         """The released rule: the candidate of every hundredth call, whatever it is."""
         if self.stage.select != "released":
             return {}
@@ -118,7 +124,7 @@ class LayerWalk:
             if (before + i + 1) % self.stage.eval_every == 0:
                 moment = standing.copy()
                 moment[layer] = candidates[i]
-                scores[i] = self._measure([moment], before + i + 1)[0]
+                scores[i] = {"dev": self._measure([moment], before + i + 1)[0]}
         self._restore_z(standing)
         return scores
 

@@ -39,6 +39,7 @@ class SearchRun:
         facts: Calls and end of each stage, similar tasks.
         curve: Every record so far, those before a resume included.
         search: State of the stage that a resumed search was in, until that stage continues from it.
+        calls: Calls of the stage, in whole steps: one that Ctrl-C cut in two comes again, and does not count.
         lowest: Lowest train loss of the stage.
         interrupted: Whether Ctrl-C ended the search.
 
@@ -64,13 +65,18 @@ class SearchRun:
         self.dev = Objective(state, dev, task)
         self.facts: dict[str, Any] = {"calls": {}, "ended": {}}
         self.curve: list[dict[str, float]] = []
-        self.stage, self.lowest, self.interrupted = -1, float("inf"), False
+        self.stage, self.calls, self.lowest, self.interrupted = -1, 0, float("inf"), False
         self.search: dict[str, Any] | None = None
         self._begin = time.monotonic()
         saved = folder.load() if folder is not None else None
         self.resumed = saved is not None
         if saved is not None:
             self._restore(saved)
+        else:
+            self.save(
+                0, {}
+            )  # a folder that cannot be written is known now, and no log is ever without a state
+            self.flush()
 
     def enter(self, index: int) -> bool:
         """Go to a stage; False when it was done before the search was resumed."""
@@ -81,9 +87,9 @@ class SearchRun:
         self.stage = index
         return True
 
-    def leave(self, ended: str, calls: int) -> None:
+    def leave(self, ended: str) -> None:
         """Note how a stage ended."""
-        self.facts["calls"][str(self.stage)], self.facts["ended"][str(self.stage)] = calls, ended
+        self.facts["calls"][str(self.stage)], self.facts["ended"][str(self.stage)] = self.calls, ended
         self.interrupted = ended == "interrupted"
 
     def offer(self, metric: float, dev_loss: float, call: int, loss: float) -> None:
@@ -101,8 +107,8 @@ class SearchRun:
         self.curve.append(values)
         self.record(values)
 
-    def line(self, call: int, candidate: str, loss: float, dev: float | None) -> None:
-        """Log one call."""
+    def line(self, call: int, candidate: str, loss: float, dev: float | None = None, **more: float) -> None:
+        """Log one call, with its dev scores if it has some."""
         if self.folder is not None:
             self.folder.line(
                 {
@@ -111,6 +117,7 @@ class SearchRun:
                     "candidate": candidate,
                     "loss": loss,
                     "dev": dev,
+                    **more,
                     "seconds": round(self.seconds, 3),
                 }
             )
@@ -124,8 +131,9 @@ class SearchRun:
         """As the model computes, on its device."""
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.state.base.device)
 
-    def save(self, search_state: dict[str, Any], *, now: bool) -> None:
-        """Save what the search depends on, if that is due."""
+    def save(self, calls: int, search_state: dict[str, Any]) -> None:
+        """A step is whole: save what the search depends on, if that is due."""
+        self.calls = calls
         if self.folder is None:
             return
         self.folder.save(
@@ -140,11 +148,15 @@ class SearchRun:
                 },
                 "groups": _arrays(self.state.snapshot(("router", "z"))),
                 "facts": self.facts,
-                "curve": self.curve,
+                "curve": list(self.curve),
                 "search": search_state,
-            },
-            now=now,
+            }
         )
+
+    def flush(self) -> None:
+        """Save the last whole step now, with the lines up to it."""
+        if self.folder is not None:
+            self.folder.flush()
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.stage, self.facts, self.curve = saved["stage"], saved["facts"], saved["curve"]

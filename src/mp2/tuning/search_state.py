@@ -4,12 +4,13 @@
     <folder>/calls.jsonl        stage, call, candidate, loss, dev score, seconds
 
 After a kill the newest state counts; lines that are newer than it are cut, since those calls come again, the
-same. Decides nothing about what a search keeps in its state.
+same. Lines are on the disk before the state that counts them. Decides nothing about what a search keeps.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ class SearchFolder:
     def __init__(self, folder: Path | str, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = Path(folder), dict(identity)
         self._lines: list[str] = []
+        self._step: tuple[Mapping[str, Any], int] | None = (
+            None  # the last whole one, and how many lines it has
+        )
+        self._size = 0  # of the log, up to the newest state
         self._number = 0
         self._saved_at = time.monotonic()
 
@@ -44,11 +49,16 @@ class SearchFolder:
         """The newest state, with arrays as NumPy has them; None where there is none.
 
         Raises:
-            ConfigError: The folder holds another search.
+            ConfigError: The folder holds another search, or a log without the state of its search.
             CheckpointError: The state is damaged, or the folder cannot be written.
         """
         found = sorted(self.folder.glob("state-*"))
         if not found:
+            if self._log.exists() and self._log.stat().st_size:
+                raise ConfigError(
+                    f"{self._log}: holds lines, but there is no state of their search to go on from; move it"
+                    " away, or choose another folder"
+                )
             self._cut(0)
             return None
         try:
@@ -71,22 +81,30 @@ class SearchFolder:
         return dict(state)
 
     def line(self, values: Mapping[str, Any]) -> None:
-        """Add a line for one call; it is written with the next state."""
+        """Add a line for one call; it is written with the state of its step."""
         self._lines.append(json.dumps(values, ensure_ascii=False) + "\n")
 
-    def save(self, state: Mapping[str, Any], *, now: bool = False) -> None:
-        """Write a state if one is due, then drop the one before the last.
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep the state of a whole step, and write it if one is due.
 
         Raises:
             CheckpointError: It cannot be written; the last one stays.
         """
-        if not now and time.monotonic() - self._saved_at < EVERY:
+        self._step = state, len(self._lines)
+        if time.monotonic() - self._saved_at >= EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the state of the last whole step and the lines up to it, then drop the state before the last.
+
+        Raises:
+            CheckpointError: It cannot be written; the last one stays.
+        """
+        if self._step is None:
             return
+        state, lines = self._step
         try:
-            with (self.folder / "calls.jsonl").open("ab") as log:
-                log.write("".join(self._lines).encode())
-                size = log.tell()
-            self._lines.clear()
+            size = self._append("".join(self._lines[:lines]).encode())
             arrays: dict[str, np.ndarray[Any, Any]] = {}
             tree = _split(state, "", arrays)
             target = self.folder / f"state-{self._number + 1:08d}"
@@ -100,19 +118,37 @@ class SearchFolder:
             raise CheckpointError(
                 f"{self.folder}: could not be saved ({error}); the last state is kept"
             ) from error
-        self._number += 1
+        del self._lines[:lines]
+        self._step, self._size, self._number = None, size, self._number + 1
         for old in sorted(self.folder.glob("state-*"))[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         self._saved_at = time.monotonic()
 
+    @property
+    def _log(self) -> Path:
+        return self.folder / "calls.jsonl"
+
+    def _append(self, data: bytes) -> int:
+        """Lines to the disk, in the place of those of an attempt that failed; gives the log's size."""
+        with self._log.open("ab") as log:
+            log.truncate(min(self._size, log.tell()))
+            log.write(data)
+            log.flush()
+            os.fsync(log.fileno())
+            return log.tell()
+
     def _cut(self, size: int) -> None:
-        """Forget lines that are newer than the state."""
+        """Forget lines that are newer than the state, and what a kill left of a state half written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "calls.jsonl").open("ab") as log:
-                log.truncate(size)
+            with self._log.open("a+b") as log:
+                log.seek(0)
+                self._size = log.read(size).rfind(b"\n") + 1  # less where somebody took lines away
+                log.truncate(self._size)
         except OSError as error:
             raise CheckpointError(f"{self.folder}: the search cannot be saved here: {error}") from error
+        for half in self.folder.glob(".state-*"):
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

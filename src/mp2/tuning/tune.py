@@ -18,7 +18,7 @@ from mp2.runtime import seed_everything, version_facts
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter
-from mp2.tuning.blackbox import run_blackbox
+from mp2.tuning.blackbox import check_stages, run_blackbox
 from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches, run_gradient
 from mp2.tuning.methods import Method
 from mp2.tuning.probing import run_contrastive, run_probe
@@ -91,7 +91,7 @@ def tune(
         if progress is not None:
             progress(values)
 
-    best = Best()
+    best = Best(released=any(getattr(stage, "select", "") == "released" for stage in method.stages))
     metric, dev_loss = dev_measure(state, task, dev_shots)
     best.offer(state, -1, metric, dev_loss)
     record({"stage": -1, "step": 0, "dev": metric, "dev_loss": dev_loss, "seconds": 0.0})
@@ -158,8 +158,7 @@ def _search_run(
         if folder is not None:
             raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
         return None
-    if any(isinstance(stage, Cma) for stage in method.stages):
-        _ = state.projector  # a bank that cannot be searched is refused before anything is spent
+    check_stages(state)
     store = None
     if folder is not None:
         rows = repr((task, shots.examples, dev_shots.examples)).encode()
@@ -200,6 +199,7 @@ def _adapter(
     facts |= {
         "dev": best.key[0],
         "kept_stage": best.stage,
+        "settings": " -> ".join(map(repr, state.method.stages)),
         "tuned_parameters": state.tuned_parameters,
         "seconds": round(seconds, 2),
         "versions": version_facts(),
