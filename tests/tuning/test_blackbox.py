@@ -17,15 +17,16 @@ import pytest
 import torch
 
 from mp2.errors import CheckpointError, ConfigError, SearchError
-from mp2.model.checkpoint import Base, TrainedBank
+from mp2.model.checkpoint import Base, TrainedBank, load_base
 from mp2.tuning import layerwise, search_state
 from mp2.tuning import objective as objectives
 from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.asktell import CmaEs
 from mp2.tuning.gradient import Best, micro_batches
 from mp2.tuning.methods import METHODS, Method
 from mp2.tuning.random_projection import draw_projection, hidden_scales
 from mp2.tuning.search_state import SearchFolder
-from mp2.tuning.stages import Bayes, Cma
+from mp2.tuning.stages import Bayes, Cma, Gradient
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import tune
 from tests.micro import LAYERS, MODULES
@@ -33,6 +34,7 @@ from tests.tuning.shots import prepared, review_rows, review_task
 
 ROUTER = Bayes(calls=8, random=4)
 FUSED = Cma(calls=50, popsize=6, sigma=(0.5, 0.5), eval_every=12)
+GRADIENT = Gradient({"router": 0.3})
 
 
 def method(name: str = "mp2-deep-bb", *stages: Bayes | Cma) -> Method:
@@ -102,6 +104,9 @@ def test_bbt_moves_a_vector_behind_a_random_projection(base: Base, name: str) ->
     assert set(adapter.tensors) == {"prompts"}
     assert adapter.bank is None
     assert adapter.facts["tuned_parameters"] == (LAYERS if name == "bbtv2" else 1) * 128
+    paper = TaskState(base, METHODS[f"{name}-paper"], seed=1)
+    assert paper.bank is not None
+    assert (paper.bank.config.length, paper.bank.config.intrinsic) == (50, 300)
 
 
 def test_the_projection_has_the_scale_of_what_its_prompts_join(base: Base) -> None:
@@ -143,9 +148,54 @@ def test_of_released_moments_the_first_highest_is_kept_and_the_start_competes_wi
     assert (best.key[0], best.stage) == (0.6, 1)
 
 
+@pytest.fixture(scope="module")
+def shipped() -> Base:
+    return load_base()
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma", "bound"),
+    [
+        ("mp2-deep-bb-paper", (0.05, 0.01), 0),
+        ("mp2-deep-bb-released", (0.5, 0.1), 5),
+        ("mp2-shallow-bb-paper", (0.1, 0.1), 0),
+        ("mp2-shallow-bb-released", (0.1, 0.1), 0),
+    ],
+)
+def test_steps_and_bounds_have_the_scale_of_the_shipped_bank(
+    shipped: Base, name: str, sigma: tuple[float, float], bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float, float]] = []
+
+    class Noted(CmaEs):
+        def __init__(self, start: Any, sigma: float, *, bound: float, **more: Any) -> None:
+            super().__init__(start, sigma, bound=bound, **more)
+            asked.append((sigma / start.std(), bound / start.std(), self.ask().std(axis=0).mean() / sigma))
+
+    monkeypatch.setattr(layerwise, "CmaEs", Noted)
+    first, second = METHODS[name].stages
+    assert isinstance(first, Bayes) and isinstance(second, Cma)
+    few = (replace(first, calls=5, random=4), replace(second, rounds=0, calls=60))
+    assert run(shipped, method(name, *few)).facts["calls"] == {"0": 5, "1": 60}
+    for layer, found in enumerate(asked):
+        assert found == pytest.approx((sigma[min(layer, 1)], bound, 1), rel=0.2)
+
+
 def test_a_start_beyond_the_bound_begins_at_it(base: Base) -> None:
     row = method("mp2-deep-bb", replace(FUSED, calls=12, relative=True, bound=0.5))
     assert run(base, row).facts["calls"] == {"0": 12}
+
+
+def test_the_row_of_known_tasks_tries_as_many_as_the_bank_knows(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = METHODS["mp2-deep-bb-transfer"]
+    found = run(base, row)
+    assert found.facts["calls"] == {"0": 3} and len(found.facts["similar_tasks"]) == 2
+    source = base.bank("deep")
+    _bank(monkeypatch, base, replace(source, router=source.router[:0], tasks=()))
+    with pytest.raises(ConfigError, match=r"mp2-deep-bb-transfer: .* its bank has no routers of known tasks"):
+        run(base, row)
 
 
 def test_only_router_and_z_move_and_no_gradient_is_built(base: Base) -> None:
@@ -404,3 +454,28 @@ def test_the_published_rows_are_those_of_the_paper() -> None:
         assert (router.calls, router.random, router.kappa, router.box) == (calls, 20, 2.0, 5.0)
         assert router.calls + fused.calls == 8000
         assert fused.popsize == 20
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "said"),
+    [
+        (ROUTER, {"loss": "hing"}, "setting loss: no 'hing'; did you mean 'hinge'"),
+        (ROUTER, {"select": "relesed"}, "setting select: no 'relesed'; did you mean 'released'"),
+        (ROUTER, {"scales": "ech"}, "setting scales: no 'ech'; did you mean 'each'"),
+        (ROUTER, {"calls": -1}, "setting calls: expected at least 0, got -1"),
+        (ROUTER, {"kappa": float("nan")}, "setting kappa: expected at least 0, got nan"),
+        (ROUTER, {"box": 0.0}, "setting box: expected more than 0, got 0.0"),
+        (FUSED, {"keep": "best"}, "setting keep: no 'best'; did you mean 'best-ever'"),
+        (FUSED, {"eval_every": 0}, "setting eval_every: expected at least 1, got 0"),
+        (FUSED, {"popsize": 3}, "setting popsize: expected at least 4, got 3"),
+        (FUSED, {"sigma": (0.1, 0.0)}, "setting sigma: expected more than 0, got 0.0"),
+        (FUSED, {"bound": float("inf")}, "setting bound: expected at least 0, got inf"),
+        (GRADIENT, {"steps": 0}, "setting steps: expected at least 1, got 0"),
+        (GRADIENT, {"lr": {"router": -0.1}}, "setting lr.router: expected more than 0, got -0.1"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(
+    stage: Bayes | Cma | Gradient, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        replace(stage, **settings)

@@ -69,3 +69,23 @@ def test_a_trust_region_closes_in_after_failures() -> None:
     for _ in range(FAILURES):
         optimiser.tell(best.candidate[None] + 0.1, np.array([1.5]))
     assert np.abs(optimiser.ask() - best.candidate).max() < 0.75 * before
+
+
+@pytest.mark.parametrize(("scales", "fits", "capped"), [("one", 3, True), ("released", 9, False)])
+def test_the_released_process_takes_losses_as_they_come_and_is_fitted_before_every_point(
+    gp: Any, scales: Scales, fits: int, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, seen = [], []
+    fit, process = gp.fit, gp.process
+    monkeypatch.setattr(gp, "fit", lambda model: fitted.append(0) or fit(model))
+    monkeypatch.setattr(
+        gp, "process", lambda points, values, *more: seen.append(values) or process(points, values, *more)
+    )
+    optimiser = GpUcb(2, random=6, seed=1, scales=scales)
+    while optimiser.calls < 15:
+        asked = optimiser.ask()
+        losses = (asked**2).sum(axis=1)
+        losses[0] += 1000.0 * (optimiser.calls == 0)
+        optimiser.tell(asked, losses)
+    assert len(fitted) == fits and len(seen) == 9
+    assert (float(seen[-1].min()) > -1000) == capped

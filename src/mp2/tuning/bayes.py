@@ -39,7 +39,8 @@ class GpUcb:
         random: Random points, after the known ones.
         first: ``(n, D)`` known points to try first, moved into the box.
         seed: Seed of the random points and of the search for the next.
-        scales: Length scales of the process: ``one``, or one for ``each`` axis.
+        scales: Length scales of the process: ``one``, or one for ``each`` axis; ``released``: one, losses as
+            they come and a fit before every point.
         trust_region: Stay near the best.
 
     Raises:
@@ -119,9 +120,11 @@ class GpUcb:
     def _next(self) -> Array:
         from mp2.tuning import gaussian_process as gp  # BoTorch takes seconds to import
 
+        plain = self.scales == "released"
         points = torch.from_numpy(self._points / (2 * self.box) + 0.5)
-        model = gp.process(points, torch.from_numpy(-self._capped()), self._fitted, self.scales)
-        if self.calls >= REFIT * self._fitted_at:
+        values = torch.from_numpy(-(self._losses if plain else self._capped()))
+        model = gp.process(points, values, self._fitted, self.scales)
+        if plain or self.calls >= REFIT * self._fitted_at:
             self._fitted, self._fitted_at = gp.fit(model), self.calls
         bounds = torch.stack([torch.zeros(self.dimension), torch.ones(self.dimension)]).double()
         if self.trust_region:

@@ -41,13 +41,15 @@ def process(
         points: ``(n, D)`` in the unit box.
         values: ``(n,)`` to be maximised.
         hyper: Hyper-parameters of an earlier fit; those of the prior when empty.
-        scales: ``one`` length scale for all axes, expected at half the box; or one for ``each``, expected to
-            grow with the root of the dimension, as distances do.
+        scales: ``one`` length scale for all axes (``released`` too), expected at half the box; or one for
+            ``each``, expected to grow with the root of the dimension, as distances do.
     """
-    if scales == "one":
-        kernel: Kernel = MaternKernel(nu=2.5, lengthscale_prior=GammaPrior(3.0, 6.0))
+    if scales == "each":
+        kernel: Kernel = get_covar_module_with_dim_scaled_prior(
+            ard_num_dims=points.shape[1], use_rbf_kernel=False
+        )
     else:
-        kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=points.shape[1], use_rbf_kernel=False)
+        kernel = MaternKernel(nu=2.5, lengthscale_prior=GammaPrior(3.0, 6.0))
     model = SingleTaskGP(points, values[:, None], covar_module=kernel)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

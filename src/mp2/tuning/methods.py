@@ -24,6 +24,8 @@ class Method:
         fresh: Shape of a bank made on the spot: ``deep``, ``shallow`` or None.
         start: How a fresh bank begins: ``random``, from a ``vocabulary`` sample, or as a random frozen
             ``projection`` of an intrinsic vector.
+        length: P of a fresh bank.
+        intrinsic: d of a random projection.
         stages: What is tuned, in order.
         about: One line for people.
     """
@@ -34,6 +36,8 @@ class Method:
     fresh: Literal["deep", "shallow"] | None = None
     start: Start = "bank"
     holds: Holds = "prompts"
+    length: int = 16
+    intrinsic: int = 128
     version: int = 1
     about: str = ""
 
@@ -69,19 +73,20 @@ _DEEP = Method(
     about="deep MP2, router then prompts, gradient",
 )
 # Forward-only transfer first: what the upstream tasks' own routers are worth here costs one call each.
-_KNOWN = Bayes(calls=30, random=0)
+_KNOWN = Bayes(calls=0, random=0)
 _TRANSFER = (
     Method(
         "mp2-deep-bb-transfer",
         (_KNOWN,),
         bank="deep",
+        version=2,
         about="deep MP2 with the best router of the known tasks; forward passes only",
     ),
     Method(
         "mp2-deep-transfer",
         (_KNOWN, _ROUTER, _PROMPTS),
         bank="deep",
-        version=2,
+        version=3,
         about="deep MP2 from the best router of the known tasks, then router and prompts by gradient",
     ),
 )
@@ -93,7 +98,8 @@ _SHALLOW = Method(
     about="shallow MP2, router then prompts, gradient",
 )
 
-# Black-box rows: ours, the paper's settings (8,000 calls) and those of the released code (6 rounds).
+# Black-box rows: ours, the paper's settings (8,000 calls) and those of the released code (6 rounds). Steps
+# and bounds of all that start from a bank are multiples of the spread of its fused vectors.
 _DEEP_BB = Method(
     "mp2-deep-bb",
     (Bayes(calls=100), Cma(calls=1900, sigma=(0.1, 0.1), relative=True)),
@@ -110,19 +116,21 @@ _PAPER = (
     Method(
         "mp2-deep-bb-paper",
         (
-            Bayes(calls=100, transfer=False, scales="one", loss="span"),
-            Cma(calls=7900, sigma=(0.05, 0.01), loss="span"),
+            Bayes(calls=100, transfer=False, scales="released", loss="span"),
+            Cma(calls=7900, sigma=(0.05, 0.01), relative=True, loss="span"),
         ),
         bank="deep",
+        version=2,
         about="deep MP2 without gradients, the paper's 8,000 calls",
     ),
     Method(
         "mp2-shallow-bb-paper",
         (
-            Bayes(calls=200, transfer=False, scales="one", loss="span"),
-            Cma(calls=7800, sigma=(0.1, 0.1), loss="span"),
+            Bayes(calls=200, transfer=False, scales="released", loss="span"),
+            Cma(calls=7800, sigma=(0.1, 0.1), relative=True, loss="span"),
         ),
         bank="shallow",
+        version=2,
         about="shallow MP2 without gradients, the paper's 8,000 calls",
     ),
 )
@@ -130,10 +138,11 @@ _RELEASED = (
     Method(
         "mp2-deep-bb-released",
         (
-            Bayes(calls=100, transfer=False, scales="one", select="released", loss="span"),
+            Bayes(calls=100, transfer=False, scales="released", select="released", loss="span"),
             Cma(
                 rounds=6,
                 sigma=(0.5, 0.1),
+                relative=True,
                 bound=5.0,
                 keep="best-ever",
                 heed_stop=False,
@@ -142,15 +151,17 @@ _RELEASED = (
             ),
         ),
         bank="deep",
+        version=2,
         about="deep MP2 without gradients, as the released code does it",
     ),
     Method(
         "mp2-shallow-bb-released",
         (
-            Bayes(calls=200, transfer=False, scales="one", select="released", loss="span"),
-            Cma(calls=7800, keep="best-ever", select="released", loss="span"),
+            Bayes(calls=200, transfer=False, scales="released", select="released", loss="span"),
+            Cma(calls=7800, relative=True, keep="best-ever", select="released", loss="span"),
         ),
         bank="shallow",
+        version=2,
         about="shallow MP2 without gradients, as the released code does it",
     ),
 )
@@ -183,8 +194,10 @@ _BBT_PAPER = tuple(
         row,
         name=f"{row.name}-paper",
         stages=(Cma(calls=8000, sigma=(1.0, 1.0)),),
-        version=1,
-        about=f"{row.about}, 8,000 calls",
+        length=50,
+        intrinsic=300,
+        version=2,
+        about=f"{row.about}, the paper's size and 8,000 calls",
     )
     for row in (_BBT, _BBTV2)
 )

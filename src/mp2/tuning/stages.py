@@ -7,15 +7,41 @@ learning rate. Each stage starts with fresh optimiser moments (the released code
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+from mp2.errors import ConfigError, nearest
 
 GroupName = Literal["backbone", "head", "prompts", "z", "router", "lora", "probe"]
 # option: cross-entropy over the options; span: over all tokens (paper); hinge: margin between options;
 # metric: minus the task's metric
 SearchLoss = Literal["option", "span", "hinge", "metric"]
 Select = Literal["dev", "released"]
-Scales = Literal["one", "each"]
+Scales = Literal["one", "each", "released"]
+Keep = Literal["improved", "best-ever"]
+WORDS = {"loss": SearchLoss, "select": Select, "scales": Scales, "keep": Keep}
+
+
+def _check(stage: object, **least: float) -> None:
+    """Refuse words that a setting does not know, and numbers below their least.
+
+    Raises:
+        ConfigError: Names the setting, and the nearest word.
+    """
+    for name, kind in WORDS.items():
+        words = get_args(kind)
+        if (word := getattr(stage, name, words[0])) not in words:
+            raise ConfigError(f"setting {name}: no {word!r}; {nearest(word, words)}")
+    for name, low in least.items():
+        if not low <= (value := getattr(stage, name)) < math.inf:
+            raise ConfigError(f"setting {name}: expected at least {low:g}, got {value!r}")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"setting {name}: expected more than 0, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +58,10 @@ class Gradient:
     steps: int = 40
     eval_every: int = 10
 
+    def __post_init__(self) -> None:
+        _check(self, steps=1, eval_every=0)
+        _check_positive(**{f"lr.{group}": rate for group, rate in self.lr.items()})
+
     @property
     def groups(self) -> tuple[GroupName, ...]:
         """Groups that move."""
@@ -43,14 +73,17 @@ class Bayes:
     """Bayesian optimisation of the router by forward passes alone (paper 3.4; GP with UCB).
 
     Attributes:
-        calls: Evaluations of the loss in all; one router on the whole train set is one call.
+        calls: Evaluations of the loss in all; one router on the whole train set is one call. 0: the first
+            points alone, known and random ones; the process is never asked.
         random: Random points among them, before the process is asked.
         kappa: UCB's exploration weight.
         box: Bound of every router logit, [-box, box].
         transfer: Try what is known first: the start, all prompts in equal parts, and the routers of the
             pre-trained tasks.
         scales: Length scales of the process: ``one`` for all router logits, or one for ``each`` with a prior
-            that grows with their number (for the 192 of the paper's encoder).
+            that grows with their number (for the 192 of the paper's encoder). Both cap losses far above the
+            middle, and fit when 30 % more points are known. ``released``: one for all, losses as they come
+            and a fit before every point, as the released code's library has it.
         trust_region: Stay near the best point.
         select: ``dev`` scores every improved candidate; ``released`` every tenth call, whatever it is.
         loss: What is minimised on the train rows.
@@ -67,6 +100,10 @@ class Bayes:
     loss: SearchLoss = "option"
     groups: tuple[GroupName, ...] = ("router",)
 
+    def __post_init__(self) -> None:
+        _check(self, calls=0, random=0, kappa=0)
+        _check_positive(box=self.box)
+
 
 @dataclass(frozen=True, slots=True)
 class Cma:
@@ -75,10 +112,13 @@ class Cma:
     Attributes:
         calls: Evaluations of the loss in all.
         rounds: Generations of every layer; decides the calls instead when above 0.
-        sigma: Initial step at the input layer and at the others.
-        relative: Steps are shares of the standard deviation of the layer's fused vector.
+        sigma: Initial step at the input layer and at the others, in the unit below.
+        relative: The unit of ``sigma`` and ``bound``: on, the standard deviation of the layer's fused vector,
+            as every bank's intrinsic space has its own scale; off, 1, for a projection drawn for z ~ N(0, 1)
+            whose z begins at 0 (BBT). The paper's and the released code's numbers are absolute, in the space
+            of a bank that is not public; the rows of their names take them as multiples of that deviation.
         popsize: Candidates per generation.
-        bound: Bound of every coordinate; 0 for none.
+        bound: Bound of every coordinate, in the same unit; 0 for none.
         keep: What a layer is set to after its generation: ``improved`` takes its best candidate where it is
             better than all that stood before (the first generation of a search is taken as it comes);
             ``best-ever`` (released code) the best it ever saw, whatever the
@@ -96,12 +136,17 @@ class Cma:
     relative: bool = False
     popsize: int = 20
     bound: float = 0.0
-    keep: Literal["improved", "best-ever"] = "improved"
+    keep: Keep = "improved"
     heed_stop: bool = True
     select: Select = "dev"
     eval_every: int = 100
     loss: SearchLoss = "option"
     groups: tuple[GroupName, ...] = ("z",)
+
+    def __post_init__(self) -> None:
+        _check(self, calls=1, rounds=0, popsize=4, bound=0, eval_every=1)
+        for sigma in self.sigma:
+            _check_positive(sigma=sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +179,10 @@ class Contrastive:
     eval_every: int = 5
     strength: float = 0.1
     groups: tuple[GroupName, ...] = ("backbone", "probe")
+
+    def __post_init__(self) -> None:
+        _check(self, steps=1, rows=1, eval_every=0, strength=0)
+        _check_positive(lr=self.lr)
 
 
 Stage = Gradient | Bayes | Cma | Probe | Contrastive

@@ -21,8 +21,6 @@ from mp2.tuning.parts import load_encoder, load_skills_of
 from mp2.tuning.stages import GroupName
 
 FRESH_MODULES = 8
-FRESH_LENGTH = 16
-FRESH_INTRINSIC = 128
 
 
 class TaskState:
@@ -81,22 +79,22 @@ class TaskState:
             return self.source.bank.materialised()
         if self.method.fresh is None:
             return None
-        backbone = self.base.backbone
+        backbone, length = self.base.backbone, self.method.length
         deep = self.method.fresh == "deep"
         if self.method.start == "projection":
-            shape = (backbone.depth if deep else 1, 1, FRESH_LENGTH, backbone.hidden_size, FRESH_INTRINSIC)
+            shape = (backbone.depth if deep else 1, 1, length, backbone.hidden_size, self.method.intrinsic)
             return PromptBank(BankConfig(*shape, "add"))
         modules = FRESH_MODULES if "router" in self.method.groups else 1
         injection: Injection = "prefix" if deep else "add"
         config = BankConfig(
-            backbone.depth if deep else 1, modules, FRESH_LENGTH, backbone.hidden_size, 0, injection
+            backbone.depth if deep else 1, modules, length, backbone.hidden_size, 0, injection
         )
         # mixed in equal parts a deep prompt has unit scale, that of normalised hidden states: with less,
         # attention passes it by (docs/evidence/shipped-model.md)
         bank = PromptBank(config, std=modules**0.5 if deep else 0.02, generator=generator)
         if self.method.start == "vocabulary":
             words = backbone.embeddings.word_embeddings.weight
-            chosen = torch.randint(len(words), (FRESH_LENGTH,), generator=generator)
+            chosen = torch.randint(len(words), (length,), generator=generator)
             bank.prompts.data = words[chosen].detach().float().cpu()[None, None].clone()
         return bank
 
