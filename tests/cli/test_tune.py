@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from mp2.cli import main
 from mp2.cli.main import app
-from mp2.errors import Mp2Error
+from mp2.errors import ConfigError, Mp2Error
 from mp2.model.checkpoint import Base
+from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import METHODS
+from mp2.tuning.objective import Objective
 from mp2.tuning.stages import Bayes
 
 GOOD = "text,label\n" + "".join(
@@ -83,6 +88,54 @@ def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(
     assert (tmp_path / "search" / "calls.jsonl").read_text(encoding="utf-8").splitlines() == lines
     refused = tune(tmp_path, base, GOOD, "--search", str(tmp_path / "search"), "--replace")
     assert "no black-box stage" in str(refused.exception)
+
+
+def test_a_search_that_cannot_go_on_leaves_its_best_adapter(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Objective.__call__
+    monkeypatch.setattr(
+        Objective, "__call__", lambda self, asked: real(self, asked) * (nan if self.calls > 5 else 1)
+    )
+    (tmp_path / "shots.csv").write_text(GOOD, encoding="utf-8")
+    words = ["tune", tmp_path / "shots.csv", "--out", tmp_path / "a", "--model", base.path]
+    settings = ["--method", "mp2-deep-bb-router", "--set", "calls=6", "--set", "random=2"]
+    monkeypatch.setattr(sys, "argv", ["mp2", *map(str, words), *settings])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "nan in call 6" in said and f"so far is in {tmp_path / 'a'}" in said
+    kept = load_adapter(tmp_path / "a")
+    assert kept.facts["calls"] == {"0": 5} and kept.facts["ended"] == {"0": "error"}
+
+
+def test_a_setting_on_the_command_line_reaches_the_stage_and_stands_in_the_adapter(
+    base: Base, tmp_path: Path
+) -> None:
+    done = tune(tmp_path, base, GOOD, "--set", "steps=3", "--set", "1.eval_every=1")
+    assert done.exit_code == 0, done.output
+    facts = load_adapter(tmp_path / "a").facts
+    assert [point["step"] for point in facts["curve"]] == [0, 1, 2, 3]
+    assert facts["settings"] == "Gradient(lr={'router': 0.3}, steps=3, eval_every=1)"
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "said"),
+    [
+        ("mp2-deep-gd-router", "step=3", "a setting 'step'; did you mean 'steps'"),
+        ("mp2-deep-gd-router", "steps", "--set: expected NAME=VALUE, got 'steps'"),
+        ("mp2-deep-gd-router", "steps=few", "setting steps: expected a whole number, got 'few'"),
+        ("mp2-deep-bb", "loss=hing", "setting loss: no 'hing'; did you mean 'hinge'"),
+        ("mp2-deep-bb", "2.eval_every=0", "setting eval_every: expected at least 1, got 0"),
+        ("mp2-deep-bb", "2.calls=19", "one population of 20 calls, got 19"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_and_nothing_is_written(
+    base: Base, tmp_path: Path, method: str, setting: str, said: str
+) -> None:
+    result = tune(tmp_path, base, GOOD, "--method", method, "--set", setting)
+    assert isinstance(result.exception, ConfigError) and said in str(result.exception)
+    assert not (tmp_path / "a").exists()
 
 
 def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) -> None:

@@ -37,20 +37,27 @@ def tune(
             help="Folder from which the same command continues a black-box search, also after a kill."
         ),
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: a stage's setting, such as calls=500 or 2.popsize=10."),
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
     """Learn a task from a few labelled rows and write an adapter."""
-    from mp2.errors import CheckpointError
+    from mp2.cli.evaluate import _pairs  # which imports from this file
+    from mp2.errors import CheckpointError, SearchError
     from mp2.runtime import default_device, heavy_imports
 
     with heavy_imports():
+        from mp2.evaluation.settings import with_settings
         from mp2.model.checkpoint import load_base
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
         from mp2.tuning.rows import hold_out, labelled_rows
         from mp2.tuning.tune import tune as run
 
-    row = get_method(method or DEFAULT_METHOD)
+    settings = _pairs("--set", "NAME=VALUE", setting or [])
+    (row,) = with_settings([get_method(method or DEFAULT_METHOD)], settings)
     if out.exists() and not replace:
         raise CheckpointError(f"{out}: exists already; choose another folder or pass --replace")
     spec, examples = labelled_rows(train, task)
@@ -66,7 +73,11 @@ def tune(
         )
         _say(f"method {row.name} on {base.name}: {row.about}")
     progress = None if json_ else _show
-    adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=progress, folder=search)
+    try:
+        adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=progress, folder=search)
+    except SearchError as error:
+        error.best.save(out, replace=replace)
+        raise SearchError(f"{error}; the best adapter so far is in {out}", error.best) from error
     adapter.save(out, replace=replace)
     _report(adapter, spec, out, json_)
 
