@@ -69,15 +69,26 @@ def test_a_module_is_taken_out_and_the_others_share_its_part(base: Base) -> None
     assert mix[0, 1].tolist() == pytest.approx([0.5, 0.5, 0]) and torch.equal(mix[0, 0], weights[0, 0])
 
 
-def test_what_has_no_router_or_no_modules_left_says_so(base: Base) -> None:
-    with pytest.raises(ConfigError, match="method head-only has no router"):
-        adapter_router(_adapter(base, "head-only"))
-    tuned = _adapter(base)
-    fused = Adapter(**{name: getattr(tuned, name) for name in Adapter.__slots__})
-    fused.tensors = {"prompts": torch.zeros(3, 4, 32)}
-    assert adapter_router(fused).shape == (3, 3)
-    with pytest.raises(ConfigError, match="tune it with the method's '-router' row"):
-        inspect_adapter(fused, base, review_rows(review_task())[1])
+def test_a_router_whose_prompts_were_tuned_is_measured_as_it_stood_before(base: Base) -> None:
+    before = _adapter(base)
+    _, dev = review_rows(review_task())
+    tuned = replace(before, tensors={"prompts": torch.zeros(3, 4, 32), "head.weight": torch.zeros(2, 32)})
+    first, second = (inspect_adapter(adapter, base, dev) for adapter in (before, tuned))
+    assert (second.score, second.knockouts) == (first.score, first.knockouts)
+    assert second.before_prompts and second.as_dict()["before_prompts"] and not first.before_prompts
+    assert not inspect_adapter(tuned, base).before_prompts  # nothing was measured
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("head-only", "method head-only has no router to look into"),
+        ("mp2-random-bank", "method mp2-random-bank mixes modules of its own, not a bank's"),
+    ],
+)
+def test_what_has_no_router_of_a_bank_says_so(base: Base, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        adapter_router(_adapter(base, name))
 
 
 def test_the_command_shows_adapters_and_banks(base: Base, tmp_path: Path) -> None:
@@ -100,3 +111,19 @@ def test_the_command_shows_adapters_and_banks(base: Base, tmp_path: Path) -> Non
     assert bank.output.splitlines()[0].startswith("alpha") and "like beta" in bank.output
     as_json = json.loads(CliRunner().invoke(app, ["inspect", "shallow", *model, "--json"]).output)
     assert [item["task"] for item in as_json] == ["alpha", "beta"]
+
+
+def test_standard_output_is_json_alone_also_with_pictures(base: Base, tmp_path: Path) -> None:
+    _adapter(base).save(tmp_path / "adapter")
+    for what in (str(tmp_path / "adapter"), "deep"):
+        done = CliRunner().invoke(
+            app, ["inspect", what, "--model", str(base.path), "--json", "--out", str(tmp_path / "maps")]
+        )
+        assert json.loads(done.stdout)[0]["gates"] and ".png" in done.stderr
+
+
+def test_rows_are_for_adapters(base: Base, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n音乐很好,好\n", "utf-8")
+    done = CliRunner().invoke(app, ["inspect", "deep", "--model", str(base.path), "--rows", str(rows)])
+    assert isinstance(done.exception, ConfigError) and "deep is a bank" in str(done.exception)

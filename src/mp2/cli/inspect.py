@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ def inspect(
     json_: Json = False,
 ) -> None:
     """Show routers as heat-maps, the nearest upstream tasks, and the effect of taking a module out."""
+    from mp2.errors import ConfigError
     from mp2.evaluation.inspect import inspect_adapter, inspect_bank
     from mp2.model.checkpoint import load_base
     from mp2.runtime import default_device
@@ -43,7 +45,11 @@ def inspect(
         if out is not None:
             _draw_task(found[0], out)
     else:
+        if rows is not None:
+            raise ConfigError(f"--rows: modules are taken out of an adapter's router; {what} is a bank")
         bank = base.bank(what)
+        if out is not None and len(bank.tasks) < 2:
+            raise ConfigError(f"--out: bank {what} has routers of {len(bank.tasks)} tasks, too few to draw")
         found = inspect_bank(bank)
         if out is not None:
             _draw_bank(bank, out)
@@ -68,7 +74,8 @@ def _print(item: Inspection, *, brief: bool) -> None:
     used = ", ".join(f"{layer + 1}.{module + 1}" for layer, module in item.used)
     print(f"\nopen (layer.module): {used or 'none'}")
     if item.score is not None:
-        print(f"\nscore {item.score:.3f}; what it loses without a module:")
+        of = " of the router, before prompts were tuned" if item.before_prompts else ""
+        print(f"\nscore {item.score:.3f}{of}; what it loses without a module:")
         for number, drops in enumerate(item.knockouts, start=1):
             print(f"{number:5}  " + "  ".join(f"{drop:+.3f}" for drop in drops))
 
@@ -102,4 +109,4 @@ def _write(stem: Path, png: bytes, svg: bytes) -> None:
 
     for path, content in ((stem.with_suffix(".png"), png), (stem.with_suffix(".svg"), svg)):
         write_whole(path, content)
-        print(path)
+        print(path, file=sys.stderr)  # standard output is for the text or JSON alone

@@ -6,7 +6,7 @@ Works on banks and on adapters. Draws nothing and prints nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from mp2.model.router import router_weights
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.methods import METHODS
 from mp2.tuning.tune import encode_shots
 
 OPEN = 0.5  # a module is said to be used when its gate is more open than shut
@@ -37,6 +38,8 @@ class Inspection:
         nearest: Upstream tasks and the likeness of their gates, -1 to 1, most alike first.
         knockouts: ``[L][K]`` what the score loses without a module; empty when it was not measured.
         score: Score with all modules, when knock-outs were measured.
+        before_prompts: Whether score and knock-outs are of the router on the bank's own prompts, although
+            others were tuned after it.
     """
 
     task: str
@@ -45,6 +48,7 @@ class Inspection:
     nearest: list[tuple[str, float]]
     knockouts: list[list[float]] = field(default_factory=list)
     score: float | None = None
+    before_prompts: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; numbers rounded."""
@@ -54,6 +58,7 @@ class Inspection:
             "used": [list(place) for place in self.used],
             "nearest": [[name, round(likeness, 4)] for name, likeness in self.nearest],
             "score": self.score,
+            "before_prompts": self.before_prompts,
             "knockouts": [[round(drop, 4) for drop in layer] for layer in self.knockouts],
         }
 
@@ -99,53 +104,50 @@ def inspect_router(task: str, router: Tensor, bank: TrainedBank, *, top: int = 5
     return Inspection(task, gates.tolist(), used, near)
 
 
-def inspect_bank(bank: TrainedBank, *, top: int = 3) -> list[Inspection]:
-    """Every upstream task of a bank."""
-    return [inspect_router(name, bank.router[i].cpu(), bank, top=top) for i, name in enumerate(bank.tasks)]
+def inspect_bank(bank: TrainedBank) -> list[Inspection]:
+    """Every upstream task of a bank, with its three nearest."""
+    return [inspect_router(name, bank.router[i].cpu(), bank, top=3) for i, name in enumerate(bank.tasks)]
 
 
 def adapter_router(adapter: Adapter) -> Tensor:
     """Router ``(L, K)`` of an adapter, also where its prompts were tuned afterwards.
 
     Raises:
-        ConfigError: Its method has no router.
+        ConfigError: Its method has no router, or none over the modules of a bank.
     """
     if "router" in adapter.tensors:
         return adapter.tensors["router"].cpu()
     if adapter.facts.get("router"):
         return torch.tensor(adapter.facts["router"])
-    raise ConfigError(
-        f"adapter of task {adapter.task.name!r}: method {adapter.method} has no router to look into"
-    )
+    method = METHODS.get(adapter.method)
+    why = "has no router to look into"
+    if method is not None and "router" in method.groups:
+        why = "mixes modules of its own, not a bank's: the adapter holds their mixture alone, and no router"
+    raise ConfigError(f"adapter of task {adapter.task.name!r}: method {adapter.method} {why}")
 
 
-def inspect_adapter(
-    adapter: Adapter, base: Base, examples: Sequence[MRCExample] = (), *, top: int = 5
-) -> Inspection:
+def inspect_adapter(adapter: Adapter, base: Base, examples: Sequence[MRCExample] = ()) -> Inspection:
     """An adapter's router, and with labelled rows what each module is worth.
+
+    A module can be taken out of a mixture only, so where prompts were tuned after the router, what is
+    measured is the router as it stood before, on the bank's own prompts and head.
 
     Args:
         adapter: The adapter.
         base: Its base.
         examples: Labelled rows of its task; empty measures no knock-outs.
-        top: Neighbours to name.
 
     Raises:
-        ConfigError: It has no router, or knock-outs are asked for after its prompts were tuned.
-        CheckpointError: It belongs to another base.
+        ConfigError: It has no router.
+        CheckpointError: It belongs to another base or bank.
     """
     router = adapter_router(adapter)
     assert adapter.bank is not None
-    found = inspect_router(adapter.task.name, router, base.bank(adapter.bank), top=top)
+    found = inspect_router(adapter.task.name, router, base.bank(adapter.bank))
     if not examples:
         return found
-    if "router" not in adapter.tensors:
-        raise ConfigError(
-            f"adapter of task {adapter.task.name!r}: its prompts were tuned after the router, so no module"
-            " can be taken out; tune it with the method's '-router' row"
-        )
-    whole, drops = knockouts(adapter, base, examples)
-    return Inspection(found.task, found.gates, found.used, found.nearest, drops, whole)
+    whole, drops = knockouts(replace(adapter, tensors={"router": router}), base, examples)
+    return replace(found, knockouts=drops, score=whole, before_prompts="router" not in adapter.tensors)
 
 
 @torch.no_grad()
