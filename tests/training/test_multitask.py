@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.errors import CheckpointError, ConfigError
@@ -124,9 +126,14 @@ def test_batches_without_prompts_leave_the_bank_alone(base: Base, tasks: dict[st
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a card can be waited for")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_a_step_asks_a_card_for_nothing(base: Base, tasks: dict[str, PreparedTask]) -> None:
-    run = MultiTaskRun(Base(base.path, "cuda"), tasks, CONFIG)
-    items = iter([(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_step_asks_a_card_for_nothing(base: Base, tasks: dict[str, PreparedTask], step: int) -> None:
+    if step == 1:
+        run: Any = BackboneRun(BackboneConfig(EncoderShape(1, 32, 1, 64, 16)), 50, device="cuda")
+        items = iter([_masked_rows() for _ in range(3)])
+    else:
+        run = MultiTaskRun(Base(base.path, "cuda"), tasks, CONFIG)
+        items = iter([(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
     trainer = Trainer(run.groups(), items, run.loss, LoopConfig(3), device="cuda")  # type: ignore[arg-type]
     trainer.one_step()  # the libraries of a card wait when they start
     torch.cuda.set_sync_debug_mode("error")
@@ -135,6 +142,28 @@ def test_a_step_asks_a_card_for_nothing(base: Base, tasks: dict[str, PreparedTas
         trainer.one_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def _masked_rows() -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Two rows; tokens 2 and 5 of the first and 1 of the second are asked for."""
+    ids = np.random.default_rng(0).integers(1, 50, size=(2, 8))
+    labels = np.full((2, 8), -100)
+    labels[[0, 0, 1], [2, 5, 1]] = 7, 8, 9
+    return list(zip(ids, labels, strict=True))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_masked_words_alone_are_asked_for(padded: bool) -> None:
+    run = BackboneRun(BackboneConfig(EncoderShape(1, 32, 1, 64, 16)), 50)
+    batch = _masked_rows()
+    if padded:
+        batch[0][0][-1] = run.pad_id
+    loss, rows, tokens = run.loss(batch)
+    ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+    words = run.masked(run.model.backbone(ids, ids != run.pad_id))
+    expected = torch.nn.functional.cross_entropy(words.flatten(0, 1), labels.flatten())  # leaves out -100
+    torch.testing.assert_close(loss / rows, expected)
+    assert (rows, tokens) == (2, 16)
 
 
 def test_from_raw_text_to_a_base(tmp_path: Path) -> None:

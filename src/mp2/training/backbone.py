@@ -148,13 +148,22 @@ class BackboneRun:
             joined = collate(rows, pad_id=self.pad_id).to(self.device)
             losses, _ = row_losses(self.model(joined), joined)
             return losses.sum(), joined.known, joined.ids.numel()
-        ids, labels = (
-            torch.from_numpy(np.stack(part)).long().to(self.device) for part in zip(*batch, strict=True)
-        )
-        hidden = self.model.backbone(ids, ids != self.pad_id)
-        chosen = labels >= 0
-        losses = F.cross_entropy(self.masked(hidden[chosen]), labels[chosen])
-        return losses * len(ids), len(ids), ids.numel()
+        ids, labels = (np.stack(part) for part in zip(*batch, strict=True))
+        # a card that had to be asked which words are masked would hold up the host
+        real, asked = ids != self.pad_id, np.flatnonzero(labels >= 0)
+        parts = (ids, real, asked, labels.reshape(-1)[asked])
+        tokens, mask, places, words = (_sent(part, self.device) for part in parts)
+        hidden = self.model.backbone(tokens, mask, full=bool(real.all()))
+        loss = F.cross_entropy(self.masked(hidden.flatten(0, 1)[places]), words)
+        return loss * len(ids), len(ids), ids.size
+
+
+def _sent(values: np.ndarray[Any, Any], device: str) -> Tensor:
+    """On a device; a card reads from pinned memory, which does not hold up the host."""
+    found = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        found = found.pin_memory()
+    return found.to(device, non_blocking=True)
 
 
 @torch.no_grad()
