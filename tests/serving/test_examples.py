@@ -54,7 +54,15 @@ def test_every_format_gives_the_same_rows(format_: str) -> None:
         ("a,b\n1,2\n", "csv", "cannot tell the task"),
         ("text,label\n好,好\n坏,坏\n", "csv", "one example only"),
         ("text,label\n" + "好,好\n坏,坏\n" * 60, "csv", "at most 100"),
-        ("[" * 5000, "json", ""),
+        ("[" * 5000, "json", "maximum recursion"),
+        ("[" * 5000, "jsonl", "line 1: not readable JSON: maximum recursion"),
+        (
+            '{"text": %s, "label": "好"}' % ("1" * 5000),
+            "jsonl",
+            "line 1: not readable JSON: Exceeds the limit",
+        ),
+        ('[{"text": %s}]' % ("1" * 5000), "json", "line 1: not readable JSON: Exceeds the limit"),
+        ('{"text": "好", "label": "\\ud83d"}', "jsonl", "line 1: half a character"),
     ],
 )
 def test_a_bad_upload_is_explained_without_paths(content: str, format_: str, message: str) -> None:
@@ -69,6 +77,7 @@ def test_rows_that_do_not_fit_are_listed_one_by_one() -> None:
     checked, report = look(rows=[*rows, {"text": "坏", "label": "坏"}])
     assert [problem["row"] for problem in report["problems"][:4]] == [2, 3, 5, 6]
     assert len(checked.rows) == 4 and not report["usable"]  # one label has a single example left
+    assert summary(checked, 0.25, 42) == report
 
 
 def test_repetitions_contradictions_and_long_texts_are_pointed_out() -> None:
@@ -113,6 +122,10 @@ def test_nothing_is_held_back_where_a_label_has_too_few() -> None:
     parts = split(few.examples, 0.25, 1)
     assert (len(parts.train), len(parts.dev), len(parts.held_back)) == (2, 2, 0)
     assert not split(enough.examples, 0, 1).held_back
+    three = look(CSV.split("味道3")[0])[0].examples
+    parts = split(three, 0.5, 1)  # a half of three is two, and one cannot be split into two
+    assert (len(parts.train), len(parts.dev), len(parts.held_back)) == (4, 2, 0)
+    assert len(split(three, 0.25, 1).held_back) == 2
     parts = split(enough.examples, 0.5, 1)
     seen = {id(e) for e in [*parts.train, *parts.dev]}
     assert len(parts.held_back) == 6 and not seen & {id(e) for e in parts.held_back}

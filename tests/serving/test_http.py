@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import mp2.serving.server
+from mp2.evaluation.inspect import adapter_router, inspect_router
 from mp2.model.checkpoint import Base
 from mp2.serving.batcher import Outcome
 from mp2.serving.edge import LOG
@@ -61,6 +62,17 @@ def test_one_request_may_ask_many_tasks_and_errors_stand_in_their_place(call: Cl
     assert reply.status == 200
     kinds = [p.get("error", {}).get("type") for p in reply.json["predictions"]]
     assert kinds == [None, "unknown_task", None, "invalid"]
+
+
+def test_names_that_nobody_knows_take_no_turn(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, service = running
+    answer, asked = service.batcher._answer, list[Row]()
+    monkeypatch.setattr(service.batcher, "_answer", lambda rows: asked.extend(rows) or answer(rows))
+    for names in (["none", "reviews", "no"], ["none", "no"]):
+        reply = call("POST", "/v1/predict", {"requests": [{"task": name, "input": "好"} for name in names]})
+        shown = {p["task"]: p.get("error", {}).get("type") for p in reply.json["predictions"]}
+        assert shown == {name: None if name == "reviews" else "unknown_task" for name in names}
+    assert asked == [("reviews", "好")]
 
 
 def test_concurrent_requests_are_answered_in_shared_batches(
@@ -171,6 +183,10 @@ def test_a_damaged_adapter_among_many_is_named_and_the_others_are_served(
     assert reply.status == 503 and reply.json["error"]["type"] == "bad_adapter"
     assert "broken" in reply.json["error"]["message"] and str(service.store.folder) not in reply.body.decode()
     assert call("GET", "/v1/tasks/broken").status == 503
+    (service.store.folder / "broken" / "task.yaml").write_text("name: [x", encoding="utf-8")
+    shown = call("GET", "/v1/tasks/broken")
+    assert shown.status == 503 and "broken/task.yaml:2: not valid YAML" in shown.json["error"]["message"]
+    assert str(service.store.folder) not in shown.body.decode()
     both = {"requests": [{"task": "broken", "input": "好"}, {"task": "reviews", "input": "好"}]}
     found = call("POST", "/v1/predict", both).json["predictions"]
     assert found[0]["error"]["type"] == "bad_adapter" and found[1]["label"]
@@ -179,7 +195,8 @@ def test_a_damaged_adapter_among_many_is_named_and_the_others_are_served(
     assert call("POST", "/v1/tasks/broken/predict", {"inputs": "好"}).status == 404
 
 
-def test_tasks_are_listed_and_shown(base: Base, call: Client) -> None:
+def test_tasks_are_listed_and_shown(base: Base, running: Running) -> None:
+    call, service = running
     assert call("GET", "/v1/tasks").json == {"tasks": ["pairs", "reviews", "targets"], "total": 3}
     assert call("GET", "/v1/tasks?offset=1&limit=1").json == {"tasks": ["reviews"], "total": 3}
     card = call("GET", "/v1/tasks/reviews").json
@@ -188,6 +205,13 @@ def test_tasks_are_listed_and_shown(base: Base, call: Client) -> None:
     assert (len(weights), len(weights[0])) == (3, 3) and sum(weights[0]) == pytest.approx(1, abs=1e-3)
     assert {item["task"] for item in card["router"]["resembles"]} == {"alpha", "beta"}
     assert call("GET", "/v1/tasks/pairs").json["router"] is None
+    made = load_adapter(service.store.folder / "reviews")
+    near = inspect_router(
+        "reviews", adapter_router(made), base.bank("deep")
+    ).nearest  # as 'mp2 inspect' has it
+    assert [(item["task"], item["similarity"]) for item in card["router"]["resembles"]] == [
+        (name, round(value, 4)) for name, value in near
+    ]
 
 
 def test_an_adapter_can_be_fetched_and_used(base: Base, call: Client, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def test_examples_become_a_task_that_answers(call: Client, tmp_path: Path) -> No
     assert call("POST", "/v1/tasks", BODY).status == 409  # the name is taken
     assert call("DELETE", f"/v1/jobs/{stopped}").json["status"] == "cancelled"
     assert call("GET", "/v1/tasks").json["tasks"] == ["pairs", "reviews", "shop", "targets"]
-    assert {job["name"] for job in call("GET", "/v1/jobs").json["jobs"]} == {"stopped", "shop", "waiting"}
+    listed = call("GET", "/v1/jobs").json["jobs"]
+    assert [job["name"] for job in listed] == ["waiting", "shop", "stopped"]
+    assert listed[1] == {key: value for key, value in state.items() if key not in ("progress", "result")}
 
 
 def test_what_cannot_be_tuned_is_refused_before_it_is_queued(call: Client) -> None:
@@ -98,14 +100,18 @@ def test_what_cannot_be_tuned_is_refused_before_it_is_queued(call: Client) -> No
 def test_quotas_and_whose_job_it_is(base: Base, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     anna, bert = add_key(file, "anna"), add_key(file, "bert")
-    settings = Settings(tmp_path / "tasks", str(base.path), keys=file, quota=Quota(queued=3, per_key=1))
+    settings = Settings(tmp_path / "tasks", str(base.path), keys=file, quota=Quota(queued=2, per_key=1))
     with in_thread(settings, base) as (call, _):
         a = Client(call.port, {"authorization": f"Bearer {anna}"})
         b = Client(call.port, {"authorization": f"Bearer {bert}"})
         mine = a("POST", "/v1/tasks", {**BODY, "name": "one"}).json["id"]
         reply = a("POST", "/v1/tasks", {**BODY, "name": "two"})
         assert (reply.status, reply.json["error"]["type"]) == (429, "busy") and reply.headers["retry-after"]
+        assert reply.json["error"]["message"].startswith("1 tuning jobs of yours")
         assert b("POST", "/v1/tasks", {**BODY, "name": "two"}).status == 202
+        other = Client(call.port, {"authorization": f"Bearer {add_key(file, 'cleo')}"})
+        full = other("POST", "/v1/tasks", {**BODY, "name": "three"}).json["error"]["message"]
+        assert full == "2 tuning jobs of all callers are waiting or running, the most is 2"
         assert b("GET", f"/v1/jobs/{mine}").status == b("DELETE", f"/v1/jobs/{mine}").status == 404
         assert [job["name"] for job in b("GET", "/v1/jobs").json["jobs"]] == ["two"]
         assert a("GET", f"/v1/jobs/{mine}").status == 200
@@ -133,6 +139,27 @@ def one(tmp_path: Path, base: str | None, quota: Quota, patience: float = 300) -
 def test_a_job_that_takes_too_long_is_stopped(base: Base, tmp_path: Path) -> None:
     late = one(tmp_path, str(base.path), Quota(seconds=0.05))
     assert late["status"] == "failed" and "stopped after" in late["error"]
+
+
+def test_a_job_cancelled_while_its_worker_starts_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = asyncio.create_subprocess_exec
+
+    async def scene() -> int | None:
+        jobs, started = Jobs(Store(tmp_path), None), list[asyncio.subprocess.Process]()
+
+        async def slow(*_: str, **pipes: Any) -> asyncio.subprocess.Process:
+            assert jobs.cancel(job.id).status == "cancelled"
+            started.append(await begin(sys.executable, "-c", "import time; time.sleep(300)", **pipes))
+            return started[0]
+
+        monkeypatch.setattr("mp2.serving.jobs.asyncio.create_subprocess_exec", slow)
+        job = jobs.submit(new_job("shop", "", "m", 1, 0.25, replace=False), "", [])
+        await asyncio.wait_for(jobs._one(job), 60)
+        return started[0].returncode
+
+    assert asyncio.run(scene()) == -signal.SIGKILL
 
 
 def test_a_worker_says_why_it_cannot_run(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_a_row_that_does_not_fit_leaves_the_others_their_answers(base: Base, tmp
         ]
     )
     assert [type(item) for item in found] == [Prediction, TaskError, TaskError, Prediction, CheckpointError]
-    with pytest.raises(TaskError, match="row 2"):
+    assert str(found[1]).startswith("task 'reviews': column 'text' is missing")  # no place in a shared batch
+    with pytest.raises(TaskError, match="row 2: task 'reviews': column 'text'"):
         predictor.predict([("reviews", "好"), ("reviews", {"wrong": "好"})])
 
 
@@ -181,6 +182,8 @@ def test_options_that_leave_no_room_fail_alone(base: Base) -> None:
     good = {"document": "他喜欢猫", "question": "他喜欢什么", "options": ["猫", "狗"]}
     found = predictor.answer([("choice", good), ("choice", {**good, "options": ["猫" * 300, "狗"]})])
     assert isinstance(found[0], Prediction) and isinstance(found[1], TaskError)
+    with pytest.raises(TaskError, match="row 1: the option"):
+        predictor.predict([("choice", {**good, "options": ["猫" * 300, "狗"]})])
 
 
 def test_predictions_as_json(base: Base, tmp_path: Path) -> None:

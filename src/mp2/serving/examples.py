@@ -6,6 +6,7 @@ the columns or from a task file that is sent along.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec, parse_task
 from mp2.tuning.rows import hold_out
 
-FORMATS = ("csv", "tsv", "json", "jsonl")
 MOST_PROBLEMS = 50
 MOST_LABELS = 200
 DEPTH = 20
@@ -112,7 +112,7 @@ def check(
     for number, row in located:
         try:
             example = render(checked.task, row, where=f"row {number}")
-        except (TaskError, ValueError, TypeError) as error:
+        except TaskError as error:
             checked.problems.append(Problem(str(error), number))
         else:
             checked.rows.append(row)
@@ -122,26 +122,26 @@ def check(
 
 
 def split(examples: Sequence[MRCExample], held_back: float, seed: int) -> Split:
-    """Split label by label; nothing is held back where a label has too few examples for three parts.
+    """Split label by label; nothing is held back where that would leave a label too few for the other parts.
 
     Raises:
         DataError: A label has a single example.
     """
-    unseen: list[MRCExample] = []
-    if held_back > 0 and min(_counts(examples).values(), default=0) >= 3:
-        examples, unseen = hold_out(examples, held_back, seed, "the upload")
-    train, dev = hold_out(examples, 0.33, seed, "the upload")
-    return Split(train, dev, unseen)
+    if held_back > 0:
+        rest, unseen = hold_out(examples, held_back, seed, "the upload")
+        with contextlib.suppress(DataError):
+            return Split(*hold_out(rest, 0.33, seed, "the upload"), unseen)
+    return Split(*hold_out(examples, 0.33, seed, "the upload"), [])
 
 
 def summary(checked: Checked, held_back: float, seed: int) -> dict[str, Any]:
     """What the check found, for the one who uploaded."""
-    task, parts = checked.task, None
+    task, parts, problems = checked.task, None, list(checked.problems)
     if task is not None and checked.examples:
         try:
             parts = split(checked.examples, held_back, seed)
         except DataError as error:
-            checked.problems.append(Problem(str(error)))
+            problems.append(Problem(str(error)))
     return {
         "usable": parts is not None,
         "task": describe(task) if task else None,
@@ -150,8 +150,8 @@ def summary(checked: Checked, held_back: float, seed: int) -> dict[str, Any]:
         "preview": [_preview(task, row) for row in checked.rows] if task else [],
         "labels": [{"label": label, "rows": rows} for label, rows in _counts(checked.examples).items()],
         "split": _sizes(parts) if parts else None,
-        "problems": [{"row": p.row, "message": p.message} for p in checked.problems[:MOST_PROBLEMS]],
-        "more_problems": max(0, len(checked.problems) - MOST_PROBLEMS),
+        "problems": [{"row": p.row, "message": p.message} for p in problems[:MOST_PROBLEMS]],
+        "more_problems": max(0, len(problems) - MOST_PROBLEMS),
         "warnings": [{"code": n.code, "message": n.message, "values": n.values} for n in checked.warnings],
     }
 

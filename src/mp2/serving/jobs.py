@@ -128,8 +128,7 @@ class Jobs:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process[1].kill()
+            _kill(self._process[1])
             await self._process[1].wait()
 
     def all(self) -> list[Job]:
@@ -152,9 +151,13 @@ class Jobs:
         """
         waiting = [other for other in self._jobs.values() if other.status in OPEN]
         mine = [other for other in waiting if other.owner == job.owner]
-        if len(waiting) >= self.quota.queued or len(mine) >= self.quota.per_key:
-            most = min(self.quota.queued, self.quota.per_key)
-            raise BusyError(f"{len(mine)} tuning jobs are waiting or running, the most is {most}", 30)
+        for count, most, whose in (
+            (len(mine), self.quota.per_key, "of yours"),
+            (len(waiting), self.quota.queued, "of all callers"),
+        ):
+            if count >= most:
+                said = f"{count} tuning jobs {whose} are waiting or running, the most is {most}"
+                raise BusyError(said, 30)
         folder = self.folder / job.id
         folder.mkdir(parents=True)
         write_json(folder / "rows.json", {"task": task_file, "rows": list(rows)})
@@ -170,18 +173,20 @@ class Jobs:
         if job.status in OPEN:
             job = self._end(job, "cancelled")
             if self._process is not None and self._process[0] == id_:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process[1].kill()
+                _kill(self._process[1])
         return job
+
+    def summary(self, job: Job) -> dict[str, Any]:
+        """A job and how it stands, for its owner; reads no file."""
+        shown = {key: value for key, value in asdict(job).items() if key not in ("owner", "attempts")}
+        others = self._jobs.values() if job.status == "queued" else ()
+        return shown | {"ahead": sum(o.status in OPEN and o.created < job.created for o in others)}
 
     def state(self, job: Job) -> dict[str, Any]:
         """A job with its progress and result, for its owner."""
         folder = self.folder / job.id
-        shown = {key: value for key, value in asdict(job).items() if key not in ("owner", "attempts")}
-        ahead = sum(o.status in OPEN and o.created < job.created for o in self._jobs.values())
         return {
-            **shown,
-            "ahead": ahead if job.status == "queued" else 0,
+            **self.summary(job),
             "progress": _lines(folder / "progress.jsonl")[0],
             "result": _read(folder / "result.json") if job.status == "done" else None,
         }
@@ -249,6 +254,8 @@ class Jobs:
                 stderr=log,
             )
         self._process = job.id, process
+        if self._jobs[job.id].status != "running":
+            _kill(process)  # cancelled while it started
         late = False
         try:
             code = await asyncio.wait_for(process.wait(), self.quota.seconds)
@@ -309,6 +316,11 @@ class Jobs:
 def new_job(name: str, owner: str, method: str, seed: int, held_back: float, *, replace: bool) -> Job:
     """A job that has not been queued yet."""
     return Job(secrets.token_hex(8), name, owner, method, seed, held_back, replace, time.time())
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        process.kill()
 
 
 def _lines(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

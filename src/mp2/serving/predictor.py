@@ -137,23 +137,17 @@ class Predictor:
         with self._lock:
             return Held(len(self._held), self._bytes)
 
-    def task(self, name: str) -> TaskSpec:
-        """The task behind a name.
-
-        Raises:
-            CheckpointError: The adapter is unknown, damaged or of another base.
-        """
-        return self._get(name).task
-
     def predict(self, rows: Iterable[Row]) -> list[Prediction]:
         """Answer ``(task, row)`` pairs; a row may be a plain text where the task reads one field.
 
         Raises:
-            TaskError: A row does not fit its task.
+            TaskError: A row does not fit its task; the message says which, counted from 1.
             CheckpointError: An adapter is unknown, damaged or of another base.
         """
         found: list[Prediction] = []
-        for answer in self.answer(list(rows)):
+        for number, answer in enumerate(self.answer(list(rows)), start=1):
+            if isinstance(answer, TaskError):
+                raise TaskError(f"row {number}: {answer}") from answer
             if isinstance(answer, Mp2Error):
                 raise answer
             found.append(answer)
@@ -196,9 +190,8 @@ class Predictor:
                 results[place] = ready
                 continue
             try:
-                example = render(
-                    ready.task, _as_row(ready.task, row), where=f"row {place + 1}", labelled=False
-                )
+                where = f"task {ready.task.name!r}"  # a place among rows of many callers says nothing to one
+                example = render(ready.task, _as_row(ready.task, row), where=where, labelled=False)
                 rendered.setdefault(ready.reserve, []).append((place, example, ready))
             except TaskError as error:
                 results[place] = error

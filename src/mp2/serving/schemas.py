@@ -221,8 +221,8 @@ class CheckReport(BaseModel):
     warnings: list[dict[str, Any]]
 
 
-class JobState(BaseModel):
-    """A tuning job: how it stands, its progress so far and its result."""
+class JobSummary(BaseModel):
+    """A tuning job and how it stands."""
 
     id: str
     name: str
@@ -235,6 +235,11 @@ class JobState(BaseModel):
     ended: float
     error: str
     ahead: int
+
+
+class JobState(JobSummary):
+    """The same with its progress so far and its result."""
+
     progress: list[dict[str, float]]
     result: dict[str, Any] | None
 
@@ -242,4 +247,4 @@ class JobState(BaseModel):
 class JobList(BaseModel):
     """Jobs of the caller, the newest first."""
 
-    jobs: list[JobState]
+    jobs: list[JobSummary]

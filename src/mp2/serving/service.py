@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mp2.model.checkpoint import Base, load_base
-from mp2.serving.batcher import Batcher, Outcome, row_cost
+from mp2.serving.batcher import Batcher, row_cost
 from mp2.serving.jobs import OPEN, Jobs, Quota
 from mp2.serving.keys import Keys
 from mp2.serving.meters import Meters
-from mp2.serving.predictor import MEMORY, WARM_UP, Predictor, Row
+from mp2.serving.predictor import MEMORY, WARM_UP, Predictor
 from mp2.serving.store import Store
 
 WARM_UP_ROWS = 16
@@ -112,10 +111,6 @@ class Service:
         self.drain()
         await self.batcher.close(self.settings.drain)
         await self.jobs.close()
-
-    async def answer(self, rows: Sequence[Row], seconds: float) -> list[Outcome]:
-        """Answer rows in the batches of all requests; see :meth:`mp2.serving.batcher.Batcher.submit`."""
-        return await self.batcher.submit(rows, seconds)
 
     def _open_jobs(self) -> float:
         return sum(job.status in OPEN for job in self.jobs.all())

@@ -51,9 +51,9 @@ async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key
 
 @router.get("/jobs", response_model=schemas.JobList, responses=refusals(*ASKED))
 async def jobs(service: ServiceOf, key: Caller) -> JSONResponse:
-    """The caller's jobs, the newest first."""
+    """The caller's jobs and how they stand, the newest first."""
     mine = [job for job in service.jobs.all() if _owns(key, job)]
-    return JSONResponse({"jobs": [service.jobs.state(job) for job in mine]})
+    return JSONResponse({"jobs": [service.jobs.summary(job) for job in mine]})
 
 
 @router.get("/jobs/{job}", response_model=schemas.JobState, responses=refusals(404, 422, *ASKED))

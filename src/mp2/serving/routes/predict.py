@@ -30,7 +30,8 @@ async def predict(
         raise unknown(task)
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     request.scope[FACTS].update(task=task, rows=len(inputs))
-    outcomes = await service.answer([(task, item) for item in inputs], left(request.scope, body.timeout_ms))
+    rows, seconds = [(task, item) for item in inputs], left(request.scope, body.timeout_ms)
+    outcomes = await service.batcher.submit(rows, seconds)
     problems = [
         (index, _problem(service, task, outcome))
         for index, outcome in enumerate(outcomes)
@@ -47,11 +48,14 @@ async def predict(
 async def predict_mixed(body: MixedBody, request: Request, service: ServiceOf, key: Caller) -> JSONResponse:
     """Answer inputs of any tasks; an input that cannot be answered gets an error in its place."""
     request.scope[FACTS].update(rows=len(body.requests))
-    rows = [(item.task, item.input) for item in body.requests]
-    outcomes = await service.answer(rows, left(request.scope, body.timeout_ms))
+    # the nearest of many names takes long to find, in the thread that answers everybody, and is not sent
+    known = {name for name in {item.task for item in body.requests} if service.predictor.knows(name)}
+    rows = [(item.task, item.input) for item in body.requests if item.task in known]
+    seconds = left(request.scope, body.timeout_ms)
+    outcomes = iter(await service.batcher.submit(rows, seconds) if rows else [])
     shown = [
-        {"task": item.task, **_shown(service, item.task, outcome)}
-        for item, outcome in zip(body.requests, outcomes, strict=True)
+        {"task": item.task, **_shown(service, item.task, next(outcomes) if item.task in known else None)}
+        for item in body.requests
     ]
     return JSONResponse({"predictions": shown})
 
@@ -67,7 +71,9 @@ def left(scope: Scope, timeout_ms: int) -> float:
     return max(0.001, began + timeout_ms / 1000 - time.monotonic())
 
 
-def _shown(service: Service, task: str, outcome: Outcome) -> dict[str, Any]:
+def _shown(service: Service, task: str, outcome: Outcome | None) -> dict[str, Any]:
+    if outcome is None:
+        return {"error": unknown(task).body()}
     if isinstance(outcome, Mp2Error):
         return {"error": _problem(service, task, outcome).body()}
     return outcome.as_dict()

@@ -72,7 +72,7 @@ def show(task: str, request: Request, service: ServiceOf, key: Caller) -> JSONRe
     try:
         return JSONResponse(card(task, folder, service.base))
     except (CheckpointError, TypeError, ValueError, KeyError, OSError) as error:
-        reason = str(error).replace(str(folder), task)
+        reason = str(error).removeprefix(f"task {task!r}: ").replace(str(folder), task)
         raise ProblemError(503, "bad_adapter", f"task {task!r} cannot be shown: {reason}") from None
 
 
