@@ -5,7 +5,8 @@
     ├── DataError            a data file: missing, cut, wrongly encoded, a renamed column
     ├── ConfigError          an option or a combination of options that cannot work
     ├── CheckpointError      a model, bank or adapter folder: absent, damaged, of another base
-    └── SearchError          a black-box search that cannot go on; carries the best so far
+    ├── SearchError          a black-box search that cannot go on; carries the best so far
+    └── WriteError           a file or folder that cannot be written; an OSError too
 
 A message says what was expected, what came, where, and the nearest valid choice.
 """
@@ -47,6 +48,13 @@ class SearchError(Mp2Error):
         self.best = best
 
 
+class WriteError(Mp2Error, OSError):
+    """A file or folder that cannot be written.
+
+    Also an ``OSError``, for those who go on when a disk is full and know nothing of this tree.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """A place in a file, printed as ``path:line``."""
@@ -56,6 +64,11 @@ class Where:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}" if self.line is not None else str(self.path)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: object, choices: Iterable[object], *, shown: int = 12) -> str:

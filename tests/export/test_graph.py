@@ -79,6 +79,8 @@ def test_tasks_that_share_no_graph_are_refused(base: Base, tmp_path: Path) -> No
     for wrong in ([("a", deep), ("b", shallow)], [], [("a", adapter(base, REVIEWS, 1, "head"))]):
         with pytest.raises(ConfigError, match="expected tasks"):
             export_onnx(base, wrong, tmp_path / "onnx")
+    with pytest.raises(ConfigError, match="expected tasks of different names, got a twice"):
+        export_onnx(base, [("a", deep), ("b", deep), ("a", deep)], tmp_path / "onnx")
     (tmp_path / "onnx").mkdir()
     with pytest.raises(CheckpointError, match="exists"):
         export_onnx(base, [("a", deep)], tmp_path / "onnx")

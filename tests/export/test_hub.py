@@ -34,6 +34,7 @@ def test_an_adapter_goes_to_a_hub_and_comes_back(base: Base, tmp_path: Path) -> 
     assert back.task == REVIEWS and torch.equal(back.tensors["router"], made.tensors["router"])
     card = ModelCard.load(tmp_path / "reviews" / "README.md")
     assert card.data.language == "zh" and card.data.library_name == "mp2"
+    assert f'Predictor("{base.name}")' in card.text
     assert "0.750 of 8" in card.text and "好，坏，一般" in card.text and base.fingerprint in card.text
 
 

@@ -30,7 +30,7 @@ from huggingface_hub.hf_api import RepoSibling
 from mp2.data.cache import locked
 from mp2.data.readers import read_rows
 from mp2.data.sources import folder, missing, on_hub
-from mp2.errors import DataError, Mp2Error, nearest
+from mp2.errors import DataError, Mp2Error, first_line, nearest
 from mp2.runtime import place_whole, sha256, write_json
 from mp2.tasks.render import render
 from mp2.tasks.source import FileSource, HubSource
@@ -232,11 +232,7 @@ def _explained(hub: str, name: str, error: Exception, endpoint: str | None) -> D
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
         return DataError(f"{name}: {address} has no such data set or revision, or not for everybody")
     if isinstance(error, (HfHubHTTPError, ValueError)):
-        return DataError(f"{name}: {address} refuses: {_first_line(error)}")
+        return DataError(f"{name}: {address} refuses: {first_line(error)}")
     if isinstance(error, OSError) and error.errno in _DISK:
         return DataError(f"{name}: cannot be written: {error.strerror}")
-    return _NobodyThereError(f"{name}: {address} cannot be reached, or broke off: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _NobodyThereError(f"{name}: {address} cannot be reached, or broke off: {first_line(error)}")

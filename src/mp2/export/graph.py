@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,13 @@ def export_onnx(
         replace: Whether an existing folder is replaced.
 
     Raises:
-        ConfigError: The tasks do not share a graph, there is none, or onnx is not installed.
+        ConfigError: The tasks do not share a graph or have one name, there is none, or onnx is not installed.
         CheckpointError: An adapter belongs to another base, or the folder exists.
     """
     composed = [(name, adapter, compose(adapter, base)) for name, adapter in adapters]
+    counts = Counter(name for name, _, _ in composed)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"expected tasks of different names, got {', '.join(twice)} twice; rename a folder")
     kinds = {(c.injection, None if c.prompts is None else tuple(c.prompts.shape)) for _, _, c in composed}
     fits = [
         c.prompts is not None and c.backbone is base.backbone and isinstance(c.head, SpanHead)
@@ -119,7 +123,7 @@ def export_onnx(
             f"expected tasks that share the base's encoder and one kind and shape of prompts, got {names}"
         )
     try:
-        with whole_folder(folder, replace=replace) as aside:
+        with whole_folder(folder, replace=replace, kind="encoder.onnx") as aside:
             first = composed[0][2]
             assert first.prompts is not None
             write_graph(base.backbone, first.prompts, first.injection, aside / "encoder.onnx")

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
-from mp2.errors import CheckpointError
+from mp2.errors import CheckpointError, first_line
 from mp2.model.checkpoint import Base, load_base, read_json
 from mp2.runtime import whole_folder, write_whole
 from mp2.tuning.adapter import Adapter, load_adapter
@@ -34,7 +34,7 @@ A task for mp2: {about}, learned from {shots} examples with the method
 from mp2.export.hub import adapter_from_pretrained
 from mp2.serving.predictor import Predictor
 
-predictor = Predictor()  # the base it names
+predictor = Predictor("{base}")  # or the folder where that base lies
 predictor.add("{name}", adapter_from_pretrained("REPOSITORY"))
 print(predictor.predict([("{name}", "...")])[0].as_dict())
 ```
@@ -90,7 +90,7 @@ def push_to_hub(
             repo_id=repository, folder_path=str(folder), allow_patterns=list(SAFE), revision=revision
         )
     except Exception as error:  # the hub's library and the HTTP library below it raise their own kinds
-        raise CheckpointError(f"{repository}: the hub did not take it: {_first(error)}") from error
+        raise CheckpointError(f"{repository}: the hub did not take it: {first_line(error)}") from error
     return str(commit.commit_url)
 
 
@@ -118,7 +118,7 @@ def fetch(
         )
     except Exception as error:  # as above
         raise CheckpointError(
-            f"{name}: neither a folder nor to be had from the hub: {_first(error)}"
+            f"{name}: neither a folder nor to be had from the hub: {first_line(error)}"
         ) from error
 
 
@@ -141,7 +141,8 @@ def pull(name: str, folder: Path, *, replace: bool = False, **where: Any) -> str
         raise CheckpointError(f"{folder}: exists already; choose another folder or replace it")
     found = fetch(name, **where)
     about = _about(found)
-    with whole_folder(folder, replace=replace) as aside:
+    kind = "mp2.json" if (found / "mp2.json").exists() else "adapter.json"
+    with whole_folder(folder, replace=replace, kind=kind) as aside:
         shutil.copytree(found, aside, dirs_exist_ok=True)  # the cache holds links; the copy holds files
     return about
 
@@ -163,22 +164,30 @@ def model_card(folder: Path) -> str:
         CheckpointError: The folder is neither.
     """
     data = ModelCardData(language="zh", library_name="mp2", tags=["mp2", "few-shot", "soft-prompts"])
-    if (folder / "mp2.json").exists():
+    if _is_base(folder):
         facts = read_json(folder / "mp2.json")
-        banks = ", ".join(facts.get("banks") or ["no bank"])
-        return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{BASE.format(name=facts['name'], banks=banks)}"))
-    if not (folder / "adapter.json").exists():
-        raise CheckpointError(f"{folder}: neither an adapter (adapter.json) nor a base (mp2.json)")
-    text = ADAPTER.format(**_facts(load_adapter(folder)))
+        text = BASE.format(name=facts["name"], banks=", ".join(facts.get("banks") or ["no bank"]))
+    else:
+        text = ADAPTER.format(**_facts(load_adapter(folder)))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
 
 
+def _is_base(folder: Path) -> bool:
+    """Whether a folder holds a base; else it holds an adapter.
+
+    Raises:
+        CheckpointError: It holds neither.
+    """
+    base = (folder / "mp2.json").exists()
+    if not base and not (folder / "adapter.json").exists():
+        raise CheckpointError(f"{folder}: neither an adapter (adapter.json) nor a base (mp2.json)")
+    return base
+
+
 def _about(folder: Path) -> str:
-    if (folder / "mp2.json").exists():
+    if _is_base(folder):
         base = load_base(folder)
         return f"base {base.name} with {', '.join(base.banks) or 'no bank'}"
-    if not (folder / "adapter.json").exists():
-        raise CheckpointError(f"{folder.name}: neither an adapter (adapter.json) nor a base (mp2.json)")
     adapter = load_adapter(folder)
     return f"task {adapter.task.name} ({adapter.method}) for base {adapter.base}"
 
@@ -201,7 +210,3 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "tuned": facts.get("tuned_parameters", "not known"),
         "seed": facts.get("seed", "not known"),
     }
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -83,7 +83,7 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         num_transformer_submodules=1,
     )
     try:
-        with whole_folder(folder, replace=replace) as aside:
+        with whole_folder(folder, replace=replace, kind="adapter_config.json") as aside:
             config.save_pretrained(str(aside))
             embeddings = keys_and_values(composed.prompts, base.backbone)
             save_file({"prompt_embeddings": embeddings}, aside / "adapter_model.safetensors")
