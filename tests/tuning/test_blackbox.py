@@ -469,6 +469,7 @@ def test_the_published_rows_are_those_of_the_paper() -> None:
         (FUSED, {"eval_every": 0}, "setting eval_every: expected at least 1, got 0"),
         (FUSED, {"popsize": 3}, "setting popsize: expected at least 4, got 3"),
         (FUSED, {"sigma": (0.1, 0.0)}, "setting sigma: expected more than 0, got 0.0"),
+        (FUSED, {"sigma": (0.1,)}, r"setting sigma: expected two steps, .* got \(0.1,\)"),
         (FUSED, {"bound": float("inf")}, "setting bound: expected at least 0, got inf"),
         (GRADIENT, {"steps": 0}, "setting steps: expected at least 1, got 0"),
         (GRADIENT, {"lr": {"router": -0.1}}, "setting lr.router: expected more than 0, got -0.1"),

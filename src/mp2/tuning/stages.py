@@ -145,6 +145,10 @@ class Cma:
 
     def __post_init__(self) -> None:
         _check(self, calls=1, rounds=0, popsize=4, bound=0, eval_every=1)
+        if len(self.sigma) != 2:
+            raise ConfigError(
+                f"setting sigma: expected two steps, at the input layer and at the others, got {self.sigma!r}"
+            )
         for sigma in self.sigma:
             _check_positive(sigma=sigma)
 
