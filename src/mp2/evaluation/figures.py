@@ -77,7 +77,7 @@ def figure_3(results: Results) -> Figure | None:
 
 def _draw_stages(axis: Axes, records: Sequence[Record]) -> None:
     """Mean and deviation over seeds; each stage has the same share of the axis, however long it is."""
-    budgets = _budgets(records[0])
+    budgets = _budgets(records)
     curves = [_curve(record, budgets) for record in records]
     grid = np.unique(np.concatenate([xs for xs, _ in curves]))
     # a curve keeps its last value until the next one was measured
@@ -93,11 +93,11 @@ def _draw_stages(axis: Axes, records: Sequence[Record]) -> None:
     axis.set_xticks([0, *(place for place, _ in halves)], ["0", *(text for _, text in halves)])
 
 
-def _budgets(record: Record) -> list[float]:
+def _budgets(records: Sequence[Record]) -> list[float]:
     """Steps or calls of each stage, as its settings say; else the last that was measured."""
-    said = [re.search(r"\b(?:steps|calls)=(\d+)", stage) for stage in record.settings.split(" -> ")]
+    said = [re.search(r"\b(?:steps|calls)=(\d+)", stage) for stage in records[0].settings.split(" -> ")]
     last: dict[float, float] = {}
-    for point in record.curve:
+    for point in (point for record in records for point in record.curve):
         last[point["stage"]] = max(last.get(point["stage"], 1), point["step"])
     stages = range(int(max(last, default=0)) + 1)
     return [max(last.get(s, 1), float(m[1]) if s < len(said) and (m := said[s]) else 0) for s in stages]
