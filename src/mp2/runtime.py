@@ -18,9 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mp2.errors import CheckpointError, WriteError
+
 
 @contextlib.contextmanager
-def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool = False, kind: str = "") -> Iterator[Path]:
     """Write a folder aside, then put it in place at once: a reader sees all of it or nothing.
 
     Yields a fresh folder beside ``target``; when the block ends, its files are flushed to disk and it is
@@ -29,52 +31,117 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         target: Where the folder shall be.
         replace: Whether an existing ``target`` is replaced.
+        kind: File by which a folder of this kind is known; one that holds other files alone is not replaced.
 
     Raises:
-        FileExistsError: ``target`` exists and ``replace`` is false.
+        CheckpointError: ``target`` exists and ``replace`` is false, or it is of another kind.
+        WriteError: It cannot be written.
     """
-    target = Path(target)
-    if target.exists() and not replace:
-        raise FileExistsError(str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        _flush(aside)
-        aside.chmod(0o755)
-        if target.exists():
-            # rename cannot replace a folder that is not empty: the old one steps aside first
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.rename(old / "old")
-            aside.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            aside.rename(target)
-        _flush(target.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    check_folder(target, replace=replace, kind=kind)
+    place = Path(target).resolve()
+    with _writing(target):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            _flush(aside)
+            aside.chmod(0o755)
+            check_folder(target, replace=replace, kind=kind)  # it may have come meanwhile
+            if place.exists():
+                # rename cannot replace a folder that is not empty: the old one steps aside first
+                old = aside.with_name(f"{aside.name}.old")
+                place.rename(old)
+                aside.rename(place)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                aside.rename(place)
+            _flush(place.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file aside, flush it and rename it into place."""
+    """Write a file aside, flush it and rename it into place.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    check_file(path)
+    place = Path(path).resolve()
+    with _writing(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, place)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _flush(place.parent)
+
+
+def check_folder(target: Path, *, replace: bool = False, kind: str = "") -> None:
+    """Refuse what :func:`whole_folder` would, with its arguments and errors, before any work is done."""
+    target = Path(target)
+    with _writing(target):
+        if target.exists():
+            if not replace:
+                raise CheckpointError(f"{target}: exists already; choose another folder or pass --replace")
+            empty = target.is_dir() and not any(target.iterdir())
+            if not (empty or (target / kind).is_file()):
+                raise CheckpointError(f"{target}: not replaced: expected a folder with a file {kind}")
+            if Path.cwd().is_relative_to(target.resolve()):
+                raise CheckpointError(f"{target}: not replaced: it holds the current folder")
+    check_room(target.resolve().parent)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what :func:`write_whole` would, before any work is done.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _writing(path):
+        if path.exists() and not path.is_file():  # a folder, or a device that a file would replace
+            raise WriteError(f"{path}: expected a file to write, found another thing of that name")
+    check_room(path.resolve().parent)
+
+
+def check_room(folder: Path) -> None:
+    """Refuse a folder, there already or not, in which nothing can be written, before any work is done.
+
+    Raises:
+        WriteError: A file is in its place or above it, or its rights forbid it.
+    """
+    folder = Path(folder).absolute()
+    with _writing(folder):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise WriteError(f"{there}: expected a folder to write in, found a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise WriteError(f"{there}: expected a folder to write in, its rights forbid it")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell what the system refuses as an error of ``path`` that a user can mend."""
+    from safetensors import SafetensorError  # what writing a file of tensors raises, on a full disk too
+
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except WriteError:
         raise
-    _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{path}: cannot be written: {error}") from error
 
 
 def place_whole(aside: Path, target: Path) -> None:

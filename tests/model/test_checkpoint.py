@@ -18,7 +18,7 @@ from mp2.errors import CheckpointError
 from mp2.model.backbone import load_backbone
 from mp2.model.checkpoint import Base, fingerprint, load_base, save_encoder, write_manifest
 from mp2.model.router import Routing
-from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.adapter import Adapter, compose, load_adapter
 from tests.data.invented import task
 from tests.micro import HIDDEN, micro_bank, micro_base, micro_encoder, micro_tokenizer
 
@@ -237,6 +237,32 @@ def test_a_bare_encoder_folder_is_a_base_without_banks(base: Base) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         load_base(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_model_is_told_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no model in this folder: expected mp2\.json .* or config\.json"
+    ):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null", "[]"])
+def test_a_file_that_holds_no_object_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"adapter\.json: damaged: expected a JSON object, got"):
+        load_adapter(tmp_path)
+
+
+def test_a_bank_takes_the_place_of_a_bank_only(base: Base, tmp_path: Path) -> None:
+    bank = micro_bank(base, "deep", deep=True)
+    for _ in range(2):
+        bank.save(tmp_path / "banks" / "deep")
+    with pytest.raises(CheckpointError, match=r"not replaced: expected a folder with a file bank\.json"):
+        bank.save(tmp_path / "banks")
+    assert {file.name for file in (tmp_path / "banks" / "deep").iterdir()} == {
+        "bank.json",
+        "bank.safetensors",
+    }
 
 
 def test_a_manifest_lists_every_file(base: Base, tmp_path: Path) -> None:

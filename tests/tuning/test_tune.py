@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mp2.errors import CheckpointError, ConfigError
+from mp2.errors import CheckpointError, ConfigError, WriteError
 from mp2.model.checkpoint import Base
 from mp2.model.router import Routing
 from mp2.serving.predictor import Predictor
@@ -155,10 +155,18 @@ def test_a_full_disk_leaves_the_old_adapter(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mp2.tuning.adapter.save_file", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(WriteError, match="No space left on device"):
         adapter.save(tmp_path / "a", replace=True)
     assert load_adapter(tmp_path / "a").method == adapter.method
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_only_an_adapter_is_replaced_by_an_adapter(base: Base, tmp_path: Path) -> None:
+    adapter = tune(base, TASK, rows(4), rows(4, 50), QUICK.router_only())
+    adapter.save(tmp_path / "many" / "a")
+    with pytest.raises(CheckpointError, match=r"not replaced: expected a folder with a file adapter\.json"):
+        adapter.save(tmp_path / "many", replace=True)
+    assert load_adapter(tmp_path / "many" / "a").method == adapter.method
 
 
 def test_an_empty_train_set_is_an_error(base: Base) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mp2.errors import CheckpointError, ConfigError
+from mp2.errors import ConfigError
 from mp2.model.attention import Prefix
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
@@ -122,27 +122,24 @@ def export_onnx(
         raise ConfigError(
             f"expected tasks that share the base's encoder and one kind and shape of prompts, got {names}"
         )
-    try:
-        with whole_folder(folder, replace=replace, kind="encoder.onnx") as aside:
-            first = composed[0][2]
-            assert first.prompts is not None
-            write_graph(base.backbone, first.prompts, first.injection, aside / "encoder.onnx")
-            base.tokenizer.save_pretrained(str(aside))
-            for name, adapter, ready in composed:
-                assert ready.prompts is not None
-                inputs = {
-                    "prompts": ready.prompts,
-                    "head_weight": ready.head.weight,
-                    "head_bias": ready.head.bias,
-                }
-                (aside / "tasks" / name).mkdir(parents=True)
-                save_file(
-                    {key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()},
-                    aside / "tasks" / name / "inputs.safetensors",
-                )
-                write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
-    except FileExistsError:
-        raise CheckpointError(f"{folder}: exists already; choose another folder or replace it") from None
+    with whole_folder(folder, replace=replace, kind="encoder.onnx") as aside:
+        first = composed[0][2]
+        assert first.prompts is not None
+        write_graph(base.backbone, first.prompts, first.injection, aside / "encoder.onnx")
+        base.tokenizer.save_pretrained(str(aside))
+        for name, adapter, ready in composed:
+            assert ready.prompts is not None
+            inputs = {
+                "prompts": ready.prompts,
+                "head_weight": ready.head.weight,
+                "head_bias": ready.head.bias,
+            }
+            (aside / "tasks" / name).mkdir(parents=True)
+            save_file(
+                {key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()},
+                aside / "tasks" / name / "inputs.safetensors",
+            )
+            write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
 
 
 def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file: Path) -> None:

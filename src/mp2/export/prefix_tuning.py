@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mp2.errors import CheckpointError, ConfigError
+from mp2.errors import ConfigError
 from mp2.model.backbone import Backbone
 from mp2.model.checkpoint import Base
 from mp2.runtime import whole_folder, write_whole
@@ -82,18 +82,15 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         num_attention_heads=int(base.backbone.config.num_attention_heads),
         num_transformer_submodules=1,
     )
-    try:
-        with whole_folder(folder, replace=replace, kind="adapter_config.json") as aside:
-            config.save_pretrained(str(aside))
-            embeddings = keys_and_values(composed.prompts, base.backbone)
-            save_file({"prompt_embeddings": embeddings}, aside / "adapter_model.safetensors")
-            head = {key: value.detach().cpu().clone() for key, value in composed.head.state_dict().items()}
-            save_file(head, aside / "head.safetensors")
-            write_whole(aside / "task.yaml", dump_task(adapter.task))
-            facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-            write_whole(aside / "README.md", README.format(**facts, length=length))
-    except FileExistsError:
-        raise CheckpointError(f"{folder}: exists already; choose another folder or replace it") from None
+    with whole_folder(folder, replace=replace, kind="adapter_config.json") as aside:
+        config.save_pretrained(str(aside))
+        embeddings = keys_and_values(composed.prompts, base.backbone)
+        save_file({"prompt_embeddings": embeddings}, aside / "adapter_model.safetensors")
+        head = {key: value.detach().cpu().clone() for key, value in composed.head.state_dict().items()}
+        save_file(head, aside / "head.safetensors")
+        write_whole(aside / "task.yaml", dump_task(adapter.task))
+        facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
+        write_whole(aside / "README.md", README.format(**facts, length=length))
 
 
 @torch.no_grad()

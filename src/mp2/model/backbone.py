@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
-from mp2.errors import CheckpointError
+from mp2.errors import CheckpointError, first_line
 from mp2.model import frozen
 from mp2.model.attention import NAME, Prefix, prefix_attention, project
 from mp2.model.bank import Injection
@@ -241,7 +241,7 @@ def load_tokenizer(path: Path | str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no tokenizer could be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{path}: the tokenizer has no fast form, which exact offsets need")
     return tokenizer
@@ -269,7 +269,7 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
             str(path), output_loading_info=True, dtype=dtype or "auto", **_without_pooler(config)
         )
     except Exception as error:  # safetensors, json and huggingface_hub each raise their own kinds
-        raise CheckpointError(f"{path}: the encoder could not be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: the encoder could not be loaded: {first_line(error)}") from error
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise CheckpointError(
@@ -294,7 +294,7 @@ def _config(path: Path | str) -> dict[str, Any]:
         file = Path(path) / "config.json"
         if file.exists():  # a model type transformers does not know, such as "cpt"
             return dict(json.loads(file.read_text(encoding="utf-8")))
-        raise CheckpointError(f"{path}: no encoder could be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: no encoder could be loaded: {first_line(error)}") from error
 
 
 def _load_cpt(path: Path, config: dict[str, Any]) -> BertModel:
@@ -343,9 +343,5 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, file.get_tensor(key)
     if not shards:
         for shard in sorted(path.glob("pytorch_model*.bin")):
-            # weights_only refuses everything but tensors: nothing is unpickled
+            # weights_only is an unpickler that makes tensors and plain containers, and refuses all else
             yield from torch.load(shard, map_location="cpu", weights_only=True).items()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,7 +30,7 @@ from mp2.model.backbone import Backbone, load_backbone, load_tokenizer
 from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.router import Routing
-from mp2.runtime import sha256, write_json
+from mp2.runtime import sha256, whole_folder, write_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_BASE = "mp2-tiny-zh"
@@ -80,28 +80,29 @@ class TrainedBank:
         return fingerprint(tensors)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write the bank into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the bank as a folder, whole or not at all, in place of a bank that is there.
+
+        Raises:
+            CheckpointError: The folder is there and holds something else.
+            WriteError: It cannot be written.
+        """
         tensors = {
             **_named("bank", self.bank.state_dict()),
             **_named("head", self.head.state_dict()),
             "router": self.router,
         }
-        save_file(
-            {k: v.detach().to(dtype).contiguous().cpu() for k, v in tensors.items()},
-            folder / "bank.safetensors",
-        )
-        write_json(
-            folder / "bank.json",
-            {
-                "name": self.name,
-                "config": asdict(self.bank.config),
-                "routing": asdict(self.routing),
-                "tasks": list(self.tasks),
-                "base": self.base,
-                "facts": self.facts,
-            },
-        )
+        facts = {
+            "name": self.name,
+            "config": asdict(self.bank.config),
+            "routing": asdict(self.routing),
+            "tasks": list(self.tasks),
+            "base": self.base,
+            "facts": self.facts,
+        }
+        with whole_folder(folder, replace=True, kind="bank.json") as aside:
+            tensors = {k: v.detach().to(dtype).contiguous().cpu() for k, v in tensors.items()}
+            save_file(tensors, aside / "bank.safetensors")
+            write_json(aside / "bank.json", facts)
 
 
 def load_bank(folder: Path) -> TrainedBank:
@@ -149,6 +150,10 @@ class Base:
             self.facts = read_json(folder / "mp2.json")
             verify(folder, self.facts.get("files"))
             encoder = folder / "encoder"
+        elif folder.is_dir() and not (folder / "config.json").exists():
+            raise CheckpointError(
+                f"{path}: no model in this folder: expected mp2.json (a base) or config.json (an encoder)"
+            )
         self.tokenizer = load_tokenizer(encoder)
         backbone = load_backbone(encoder, slot_id=self.tokenizer.mask_token_id, dtype=torch.float32)
         self.backbone: Backbone = backbone.eval().requires_grad_(False)
@@ -283,11 +288,14 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: Absent or damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: damaged: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

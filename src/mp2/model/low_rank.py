@@ -20,7 +20,7 @@ from mp2.errors import CheckpointError, ConfigError
 from mp2.model.backbone import Backbone
 from mp2.model.checkpoint import read_json, read_tensors
 from mp2.model.mrc import SpanHead
-from mp2.runtime import write_json
+from mp2.runtime import whole_folder, write_json
 
 TARGETS = ("query", "value")
 RANK = 8
@@ -63,16 +63,19 @@ class Skills:
     facts: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write into a folder, half precision."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write as a folder, half precision, whole or not at all, in place of skills that are there.
+
+        Raises:
+            CheckpointError: The folder is there and holds something else.
+            WriteError: It cannot be written.
+        """
         tensors = self.tensors | {f"head.{key}": value for key, value in self.head.state_dict().items()}
-        save_file(
-            {key: value.detach().half().contiguous().cpu() for key, value in tensors.items()},
-            folder / "skills.safetensors",
-        )
         config = {"skills": self.config.skills, "splits": self.config.splits, "rank": self.config.rank}
         facts = {"config": config, "tasks": list(self.tasks), "base": self.base, "facts": self.facts}
-        write_json(folder / "skills.json", facts)
+        with whole_folder(folder, replace=True, kind="skills.json") as aside:
+            tensors = {key: value.detach().half().contiguous().cpu() for key, value in tensors.items()}
+            save_file(tensors, aside / "skills.safetensors")
+            write_json(aside / "skills.json", facts)
 
 
 def load_skills(folder: Path, base: str) -> Skills:

@@ -39,15 +39,12 @@ def assemble(
             )
     training = encoder / "training.json"
     history = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
-    try:
-        with whole_folder(out, replace=replace) as aside:
-            shutil.copytree(encoder, aside / "encoder")
-            for bank in loaded:
-                bank.save(aside / "banks" / bank.name)
-            write_manifest(aside, name, [bank.name for bank in loaded])
-            write_whole(aside / "README.md", f"# {name}\n\n{notes.strip()}\n\n{_tables(history, loaded)}\n")
-    except FileExistsError:
-        raise CheckpointError(f"{out}: exists already; choose another folder or replace it") from None
+    with whole_folder(out, replace=replace, kind="mp2.json") as aside:
+        shutil.copytree(encoder, aside / "encoder")
+        for bank in loaded:
+            bank.save(aside / "banks" / bank.name)
+        write_manifest(aside, name, [bank.name for bank in loaded])
+        write_whole(aside / "README.md", f"# {name}\n\n{notes.strip()}\n\n{_tables(history, loaded)}\n")
     return Base(out)
 
 

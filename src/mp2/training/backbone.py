@@ -267,7 +267,7 @@ def pretrain_backbone(
     }
     with one_after_the_other() as first:
         if first:
-            with whole_folder(folder / "encoder", replace=True) as aside:
+            with whole_folder(folder / "encoder", replace=True, kind="training.json") as aside:
                 save_encoder(aside, run.encoder, tokenizer, run.model.head)
                 write_json(aside / "training.json", facts)
     return progress
@@ -292,7 +292,7 @@ def prepare_text(
     if not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
         tokenizer = train_tokenizer(documents, vocab_size=vocabulary, words=words)
-        with whole_folder(tokenizer_folder, replace=True) as aside:
+        with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
     tokenizer = load_tokenizer(tokenizer_folder)
     corpus = build_corpus(texts, tokenizer, folder / "corpus")

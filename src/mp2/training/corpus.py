@@ -100,7 +100,7 @@ def build_corpus(
         corpus = Corpus.open(folder)
         if corpus.meta["key"] == key:
             return corpus
-    with whole_folder(folder, replace=True) as aside:
+    with whole_folder(folder, replace=True, kind="meta.json") as aside:
         counts = _write(files, sources, tokenizer, aside, text_field)
         identity = {"key": key, "tokenizer": fingerprint, "vocab_size": len(tokenizer)}
         write_json(aside / "meta.json", {**identity, **counts, "sources": sources})

@@ -303,7 +303,7 @@ class Trainer:
         }
         target = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
         try:
-            with whole_folder(target, replace=True) as aside:
+            with whole_folder(target, replace=True, kind="state.json") as aside:
                 save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside / "state.safetensors")
                 write_json(aside / "state.json", facts)
         except OSError as error:

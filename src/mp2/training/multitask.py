@@ -310,7 +310,7 @@ def warm_up(
     facts = run.facts(progress) | {"tasks": run.names, "from": base.name}
     with one_after_the_other() as first:
         if first:
-            with whole_folder(folder / "encoder", replace=True) as aside:
+            with whole_folder(folder / "encoder", replace=True, kind="training.json") as aside:
                 save_encoder(aside, base.backbone.whole[0], base.tokenizer, run.head)
                 write_json(aside / "training.json", facts)
             if run.bank is not None:  # for the encoder as it is on disk, in half precision

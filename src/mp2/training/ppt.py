@@ -21,6 +21,7 @@ from mp2.model.checkpoint import Base, TrainedBank
 from mp2.model.mrc import SpanHead
 from mp2.model.router import Routing
 from mp2.model.spans import row_losses
+from mp2.runtime import one_after_the_other
 from mp2.training.backbone import Batches, right_option
 from mp2.training.corpus import Corpus
 from mp2.training.loop import Group, LoopConfig, Trainer
@@ -83,5 +84,7 @@ def pretrain_ppt(
     facts |= {"lr": lr, "init_std": init_std, "seed": seed, "loop": asdict(loop)}
     router = torch.zeros(0, 1, 1)
     trained = TrainedBank("ppt", bank, router, (), head, Routing(), base.fingerprint, facts)
-    trained.save(folder / "bank")
+    with one_after_the_other() as first:
+        if first:
+            trained.save(folder / "bank")
     return trained

@@ -61,29 +61,25 @@ class Adapter:
         """Write the adapter, whole or not at all.
 
         Raises:
-            CheckpointError: The folder exists and ``replace`` is false, or it cannot be written.
+            CheckpointError: The folder exists and ``replace`` is false, or it is no adapter.
+            WriteError: It cannot be written.
         """
-        try:
-            with whole_folder(folder, replace=replace) as aside:
-                tensors = {key: value.detach().contiguous().cpu() for key, value in self.tensors.items()}
-                save_file(tensors, aside / "adapter.safetensors")
-                write_whole(aside / "task.yaml", dump_task(self.task))
-                write_json(
-                    aside / "adapter.json",
-                    {
-                        "method": self.method,
-                        "base": self.base,
-                        "base_fingerprint": self.base_fingerprint,
-                        "bank": self.bank,
-                        "bank_fingerprint": self.bank_fingerprint,
-                        "injection": self.injection,
-                        "facts": self.facts,
-                    },
-                )
-        except FileExistsError:
-            raise CheckpointError(f"{folder}: exists already; choose another folder or replace it") from None
-        except OSError as error:
-            raise CheckpointError(f"{folder}: could not be saved: {error}") from error
+        with whole_folder(folder, replace=replace, kind="adapter.json") as aside:
+            tensors = {key: value.detach().contiguous().cpu() for key, value in self.tensors.items()}
+            save_file(tensors, aside / "adapter.safetensors")
+            write_whole(aside / "task.yaml", dump_task(self.task))
+            write_json(
+                aside / "adapter.json",
+                {
+                    "method": self.method,
+                    "base": self.base,
+                    "base_fingerprint": self.base_fingerprint,
+                    "bank": self.bank,
+                    "bank_fingerprint": self.bank_fingerprint,
+                    "injection": self.injection,
+                    "facts": self.facts,
+                },
+            )
 
 
 def load_adapter(folder: Path | str) -> Adapter:

@@ -108,7 +108,7 @@ class SearchFolder:
             arrays: dict[str, np.ndarray[Any, Any]] = {}
             tree = _split(state, "", arrays)
             target = self.folder / f"state-{self._number + 1:08d}"
-            with whole_folder(target, replace=True) as aside:
+            with whole_folder(target, replace=True, kind="search.json") as aside:
                 save_file(arrays, aside / "search.safetensors")
                 write_json(
                     aside / "search.json",
