@@ -199,7 +199,7 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
     bare = Base(base.path / "encoder")  # type: ignore[operator]
     with pytest.raises(ConfigError, match="has no banks: no bank 'deep', needed by zero-shot, mp2-deep-gd-r"):
         run_grid(grid, out, base=bare)
-    assert not out.read_bytes()
+    assert not out.exists()
 
 
 def test_another_bank_is_another_variant(base: Base, grid: Grid, tmp_path: Path) -> None:

@@ -41,13 +41,15 @@ def test_a_setting_reaches_every_stage_that_has_it_or_the_one_that_is_named() ->
     bayes, cma = searched.stages
     assert isinstance(bayes, Bayes) and isinstance(cma, Cma)
     assert bayes.transfer is False and cma.popsize == 8
+    (searched,) = with_settings([searched], {"sigma": "0.2, 0.3"})
+    assert isinstance(searched.stages[1], Cma) and searched.stages[1].sigma == (0.2, 0.3)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lr.prompt": "1"}, "no method of this grid has a setting 'lr.prompt'; did you mean 'lr.prompts'"),
-        ({"3.steps": "1"}, "no method of this grid has a setting '3.steps'; did you mean"),
+        ({"lr.prompt": "1"}, "no method here has a setting 'lr.prompt'; did you mean 'lr.prompts'"),
+        ({"3.steps": "1"}, "no method here has a setting '3.steps'; did you mean"),
         ({"steps": "few"}, "setting steps: expected a whole number, got 'few'"),
         ({"lr.head": "x"}, "setting lr.head: expected a number, got 'x'"),
     ],

@@ -15,6 +15,7 @@ from mp2.model.router import Routing
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
+from mp2.tuning import gradient
 from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import get_method
 from mp2.tuning.stages import Gradient
@@ -94,6 +95,27 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
     text = "音乐太差难看。"
     (first,), (second,) = predictor.predict([("memory", text)]), predictor.predict([("disk", text)])
     assert first.answer == second.answer and first.answer.text in TASK.labels
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_rows(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = []
+    for tokens in (4096, 40):  # one batch, and several
+        monkeypatch.setattr(gradient, "CPU_TOKENS", tokens)
+        adapter = tune(
+            base,
+            TASK,
+            [*rows(6), render(TASK, {"text": "很好喜欢" * 8, "label": "负面"})],
+            rows(8, 50),
+            QUICK,
+        )
+        curves.append([point["loss"] for point in adapter.facts["curve"] if "loss" in point])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_rows_without_an_answer_are_refused(base: Base) -> None:
+    unknown = [*rows(3), render(TASK, {"text": "不知道"}, labelled=False)]
+    with pytest.raises(ConfigError, match=r"row 4 of the train set has no answer \(1 of 4"):
+        tune(base, TASK, unknown, rows(8), QUICK)
 
 
 def test_the_same_seed_gives_the_same_adapter(base: Base) -> None:

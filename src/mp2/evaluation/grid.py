@@ -19,7 +19,7 @@ from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
-from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
+from mp2.evaluation.records import Record, check_known, done_keys, open_records, pack_scores
 from mp2.evaluation.runners import run_here, run_on_ray
 from mp2.evaluation.settings import with_settings
 from mp2.model.checkpoint import Base, load_base
@@ -185,7 +185,14 @@ class Bench:
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
             settings=" -> ".join(map(repr, run.method.stages)),
+            splits=",".join(self.grid.splits),
+            bank_steps=self._bank_steps(run.method),
         )
+
+    def _bank_steps(self, method: Method) -> int:
+        if method.holds != "prompts" or not method.bank:
+            return 0
+        return int(self.base.bank(method.bank).facts.get("steps", 0))
 
     def run(self, run: Run) -> Record:
         """Tune and test; an error becomes part of the record."""
@@ -300,8 +307,8 @@ def run_grid(
     Raises:
         Mp2Error: Something that all runs need is not there; told before anything runs.
     """
+    bench = Bench(grid, base)  # first: what it refuses leaves no empty file
     with open_records(out) as file:
-        bench = Bench(grid, base)
         for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():
             say(line)
         todo = pending(bench, [out, *known])
@@ -320,6 +327,7 @@ def run_grid(
 
 def pending(bench: Bench, files: Sequence[Path]) -> list[Run]:
     """Runs that none of some records files holds as done."""
+    check_known(map(bench.planned, bench.runs()), files)
     done = set[str]().union(*map(done_keys, files))
     return [run for run in bench.runs() if bench.planned(run).key not in done]
 

@@ -31,7 +31,7 @@ def with_settings(methods: Iterable[Method], settings: Mapping[str, str]) -> tup
     for name, value in settings.items():
         if name not in names:
             raise ConfigError(
-                f"no method of this grid has a setting {name!r}; {nearest(name, names, shown=40)}"
+                f"no method here has a setting {name!r}; {nearest(name, names, shown=40)}"
             )
         changed = tuple(_changed(method, name, value) for method in changed)
     return changed
@@ -46,9 +46,10 @@ def _names(method: Method) -> Iterable[str]:
 
 
 def _values(stage: Stage) -> dict[str, Any]:
-    """Settings of a stage that are a number, a truth value or a word."""
-    found = {item.name: getattr(stage, item.name) for item in fields(stage)}
-    simple = {name: value for name, value in found.items() if isinstance(value, bool | int | float | str)}
+    """Settings of a stage that are a number, a truth value, a word or several numbers."""
+    found = {item.name: getattr(stage, item.name) for item in fields(stage) if item.name != "groups"}
+    kinds = (bool, int, float, str, tuple)
+    simple = {name: value for name, value in found.items() if isinstance(value, kinds)}
     rates = {f"lr.{group}": rate for group, rate in stage.lr.items()} if isinstance(stage, Gradient) else {}
     return rates | simple
 
@@ -73,7 +74,9 @@ def _set(stage: Stage, field: str, value: str) -> Stage:
 
 
 def _parsed(name: str, text: str, old: Any) -> Any:
-    """A value of the kind of the old one."""
+    """A value of the kind of the old one; several between commas."""
+    if isinstance(old, tuple):
+        return tuple(_parsed(name, part, old[0]) for part in text.split(","))
     if isinstance(old, bool):
         words = {"true": True, "false": False}
         if text.lower() in words:

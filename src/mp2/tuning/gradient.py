@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
 from mp2.data.encode import Encoded
 from mp2.model.answers import read_answers
-from mp2.model.spans import Loss, row_losses
+from mp2.model.spans import row_losses
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
@@ -71,13 +72,14 @@ def _grouped(
 
 
 @torch.no_grad()
-def dev_measure(state: TaskState, task: TaskSpec, dev: Shots, kind: Loss = "option") -> tuple[float, float]:
-    """Dev metric in [0, 1] and mean dev loss of the state as it stands, from one forward of each row."""
+def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, float]:
+    """Dev metric in [0, 1] and mean loss of the dev rows with an answer, from one forward of each row."""
     state.model.eval()
-    prompts, answers, total = state.prompts(), [""] * len(dev), 0.0
+    prompts, answers, total, known = state.prompts(), [""] * len(dev), 0.0, 0
     for group, batch in _grouped(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
-        logits = state.model(batch, prompts, state.injection, options_only=kind == "option")
-        total += float(row_losses(logits, batch, kind)[0].sum())
+        logits = state.model(batch, prompts, state.injection, options_only=True)
+        losses, asked = row_losses(logits, batch, "option")
+        total, known = total + float(losses.sum()), known + int(asked.sum())
         examples = [dev.examples[i] for i in group]
         found = read_answers(
             logits,
@@ -89,7 +91,7 @@ def dev_measure(state: TaskState, task: TaskSpec, dev: Shots, kind: Loss = "opti
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer.text
     metric = score(task.metric or "accuracy", answers, [example.gold_texts for example in dev.examples])
-    return metric, total / len(dev)
+    return metric, total / max(1, known)
 
 
 class Best:
@@ -123,8 +125,6 @@ def run_gradient(
     dev: Shots,
     best: Best,
     record: Callable[[dict[str, float]], None],
-    *,
-    loss: Loss = "option",
 ) -> None:
     """Run one gradient stage from the state as it stands; the caller restores the best afterwards.
 
@@ -137,7 +137,6 @@ def run_gradient(
         dev: Dev rows; decide which moment is kept.
         best: The best so far, updated.
         record: Receives one record per dev score.
-        loss: Loss of rows with options.
     """
     groups = [Group(name, state.parameters(name), lr, weight_decay=0.0) for name, lr in stage.lr.items()]
     for group in groups:
@@ -145,23 +144,23 @@ def run_gradient(
             parameter.requires_grad_(True)
     batches = micro_batches(train.rows, state.base.tokenizer.pad_token_id, state.base.device)
     begin = time.monotonic()
-    last_loss = [torch.zeros(())]
+    seen = deque[torch.Tensor](maxlen=len(batches))  # the losses of the newest step, which sees all rows
 
     def batch_loss(batch: MRCBatch) -> tuple[torch.Tensor, int, int]:
         state.model.eval()  # no dropout: the released deep code tunes in eval mode, and runs repeat exactly
-        logits = state.model(batch, state.prompts(), state.injection, options_only=loss == "option")
-        losses, _ = row_losses(logits, batch, loss)
-        last_loss[0] = losses.detach().mean()
+        logits = state.model(batch, state.prompts(), state.injection, options_only=True)
+        losses, known = row_losses(logits, batch, "option")
+        seen.append(losses.detach()[known])
         return losses.sum(), batch.known, batch.ids.numel()
 
     def evaluate() -> dict[str, float]:
-        metric, dev_loss = dev_measure(state, task, dev, loss)
+        metric, dev_loss = dev_measure(state, task, dev)
         best.offer(state, index, metric, dev_loss)
         record(
             {
                 "stage": index,
                 "step": trainer.state.step,
-                "loss": float(last_loss[0]),
+                "loss": float(torch.cat([*seen]).mean()),
                 "dev": metric,
                 "dev_loss": dev_loss,
                 "seconds": time.monotonic() - begin,

@@ -47,25 +47,33 @@ def hold_out(
 ) -> tuple[list[MRCExample], list[MRCExample]]:
     """Split rows into train and dev, label by label, at least one of each label on both sides.
 
+    Rows of one text stay on one side: dev would else ask for what was learned by heart.
+
     Raises:
         DataError: The share is no share, or a label has a single example.
     """
     if not 0 < share < 1:
         raise DataError(f"share of dev rows: expected a value between 0 and 1, got {share}")
-    groups: dict[Any, list[int]] = {}
+    texts: dict[Any, list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(example.answer if example.options else None, []).append(index)
+        texts.setdefault((example.segments, example.options), []).append(index)
+    # an index says what a row means only where all rows have the same options
+    labels = len({example.options for example in examples}) == 1
+    groups: dict[Any, list[list[int]]] = {}
+    for members in texts.values():
+        groups.setdefault(examples[members[0]].answer if labels else None, []).append(members)
     dev: set[int] = set()
     rng = random.Random(seed)
-    for answer, members in groups.items():
-        if len(members) < 2:
-            name = examples[members[0]].options[answer] if answer is not None else "the task"
+    for answer, members_of in groups.items():
+        if len(members_of) < 2:
+            name = "the task" if answer is None else f"label {examples[0].options[answer]!r}"
             raise DataError(
-                f"{path}: label {name!r} has one example only; tuning needs at least 2 of each (one to learn"
-                " from, one to check), 8 or more are better"
+                f"{path}: {name} has one example only, or one text again and again; tuning needs at least 2 of"
+                " each (one to learn from, one to check), 8 or more are better"
             )
-        rng.shuffle(members)
-        dev.update(members[: min(len(members) - 1, max(1, round(share * len(members))))])
+        rng.shuffle(members_of)
+        count = min(len(members_of) - 1, max(1, round(share * len(members_of))))
+        dev.update(index for members in members_of[:count] for index in members)
     return (
         [example for index, example in enumerate(examples) if index not in dev],
         [example for index, example in enumerate(examples) if index in dev],

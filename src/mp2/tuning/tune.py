@@ -72,6 +72,11 @@ def tune(
     for name, rows in (("train", train), ("dev", dev)):
         if not rows:
             raise ConfigError(f"task {task.name}: the {name} set is empty")
+        if unknown := [place for place, row in enumerate(rows, 1) if not row.labelled]:
+            raise ConfigError(
+                f"task {task.name}: row {unknown[0]} of the {name} set has no answer ({len(unknown)} of"
+                f" {len(rows)} rows have none), and there is nothing to learn from it"
+            )
     if method.needs_labels and not task.labels:
         raise ConfigError(
             f"method {method.name}: task {task.name} ({task.family}) has no fixed labels; it is for tasks of"
