@@ -35,6 +35,7 @@ from mp2.runtime import sha256, whole_folder, write_json
 # a sentence keeps its closing quotes and brackets
 _SENTENCE = re.compile(r"[^。！？!?；;…\n]*(?:[。！？!?；;…\n]+[”’\"』」）)》]*|$)")
 _SUFFIXES = (".txt", ".jsonl")
+_FIELD = "text"  # of a JSON line
 _BATCH = 4096
 
 
@@ -77,16 +78,13 @@ class Corpus:
         return cls(tokens, starts, sentences, np.cumsum([0, *sizes[:-1]]), meta)
 
 
-def build_corpus(
-    paths: Sequence[Path | str], tokenizer: Any, folder: Path | str, *, text_field: str = "text"
-) -> Corpus:
+def build_corpus(paths: Sequence[Path | str], tokenizer: Any, folder: Path | str) -> Corpus:
     """Tokenise text files into a folder, or open it if it already holds exactly that.
 
     Args:
         paths: Files ending in ``.txt`` or ``.jsonl``, plain or with ``.xz`` or ``.gz``; in this order.
         tokenizer: A fast Hugging Face tokenizer.
         folder: Folder to write; it appears only when complete, and replaces one with another key.
-        text_field: Field of a JSON line that holds the text.
 
     Raises:
         DataError: A file is missing, of an unknown kind, damaged, or holds no text.
@@ -95,20 +93,20 @@ def build_corpus(
     backend = tokenizer.backend_tokenizer
     fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
     sources = [{"name": file.name, "sha256": _hash(file)} for file in files]
-    key = hashlib.sha256(json.dumps([fingerprint, text_field, sources]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([fingerprint, _FIELD, sources]).encode()).hexdigest()[:16]
     with contextlib.suppress(DataError):
         corpus = Corpus.open(folder)
         if corpus.meta["key"] == key:
             return corpus
     with whole_folder(folder, replace=True, kind="meta.json") as aside:
-        counts = _write(files, sources, tokenizer, aside, text_field)
+        counts = _write(files, sources, tokenizer, aside)
         identity = {"key": key, "tokenizer": fingerprint, "vocab_size": len(tokenizer)}
         write_json(aside / "meta.json", {**identity, **counts, "sources": sources})
     return Corpus.open(folder)
 
 
-def read_texts(path: Path | str, *, text_field: str = "text") -> Iterator[str]:
-    """Yield the documents of a text file: its non-empty lines, or a field of its JSON lines.
+def read_texts(path: Path | str) -> Iterator[str]:
+    """Yield the documents of a text file: its non-empty lines, or the field ``text`` of its JSON lines.
 
     Raises:
         DataError: The file is missing, of an unknown kind, damaged, not UTF-8, or a line lacks the field.
@@ -122,7 +120,7 @@ def read_texts(path: Path | str, *, text_field: str = "text") -> Iterator[str]:
     try:
         with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
-                text = line if kind == ".txt" else _field(line, text_field, Where(path, number))
+                text = line if kind == ".txt" else _text(line, Where(path, number))
                 if text.strip():
                     yield text.strip()
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
@@ -142,15 +140,15 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
-def _field(line: str, name: str, where: Where) -> str:
+def _text(line: str, where: Where) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: expected a JSON object: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+    if not isinstance(row, dict) or not isinstance(row.get(_FIELD), str):
         fields = row if isinstance(row, dict) else ()
-        raise DataError(f"{where}: expected text in field {name!r}; {nearest(name, fields)}")
-    return str(row[name])
+        raise DataError(f"{where}: expected text in field {_FIELD!r}; {nearest(_FIELD, fields)}")
+    return str(row[_FIELD])
 
 
 def _hash(path: Path) -> str:
@@ -161,7 +159,7 @@ def _hash(path: Path) -> str:
 
 
 def _write(
-    files: Sequence[Path], sources: list[dict[str, Any]], tokenizer: Any, folder: Path, text_field: str
+    files: Sequence[Path], sources: list[dict[str, Any]], tokenizer: Any, folder: Path
 ) -> dict[str, int]:
     """Write the three arrays, add each source's sizes to ``sources``, and return the totals."""
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
@@ -170,7 +168,7 @@ def _write(
     total, begun = 0, time.monotonic()
     with (folder / "tokens.raw").open("wb") as out:
         for file, source in zip(files, sources, strict=True):
-            texts, documents, before = read_texts(file, text_field=text_field), 0, total
+            texts, documents, before = read_texts(file), 0, total
             while batch := list(islice(texts, _BATCH)):
                 ids, of_document, of_sentence = _tokenise(tokenizer, batch)
                 out.write(ids.astype(dtype).tobytes())

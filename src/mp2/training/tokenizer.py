@@ -54,7 +54,7 @@ def train_tokenizer(
         vocab_size: Size of the vocabulary, the five special tokens included; fewer if the text is small.
         words: Words (label words, for example) that must be single pieces when they stand alone. A word that
             normalisation or a script change splits becomes one piece per part.
-        latin: Share of the vocabulary for everything that is not Chinese.
+        latin: Pieces of the vocabulary for everything that is not Chinese.
         characters: The most frequent single characters, all kept as pieces; rarer ones are unknown.
         longest: Longest Chinese piece, in characters; ``words`` may be longer.
         sample: Characters of the text to learn from; a fixed sample is drawn when there are more.
@@ -88,7 +88,7 @@ def train_tokenizer(
 def sample_texts(texts: Iterable[str], characters: int) -> list[str]:
     """Draw texts of about ``characters`` characters in all, the same ones whenever the texts are the same.
 
-    A text is kept by the hash of what it says; the share kept is halved whenever too much was kept.
+    A text is kept by the hash of what it says; an eighth of the hashes is dropped whenever too much was kept.
     """
     kept: list[tuple[int, str]] = []
     limit, size = 1 << 32, 0

@@ -1,7 +1,7 @@
 """A corpus made ready for objectives: places to read from, words worth asking for, templates as tokens.
 
 Decides which tokens count as words and which words are alike in frequency. Draws only from the generator it
-is given, so that a row is a function of the generator alone. Lays out no rows (``mp2.training.objectives``).
+is given, so that a row is a function of the generator alone. Lays out no rows (``mp2.training.choices``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ Tokens = list[int]
 Array = NDArray[Any]
 _COMMON = 2e-3  # a token more frequent than this says nothing about its text
 _CLUMPED = 0.8  # a topical word is in at most this share of the blocks it would be in by chance
+_FLATTENED = 0.7  # exponent on the sources' shares: small ones are drawn more often than in proportion
 _BLOCK, _BLOCKS = 256, 16_384
 
 
@@ -28,8 +29,6 @@ class TokenText:
     Args:
         corpus: The token files.
         tokenizer: The tokenizer that made them.
-        flatten: Exponent on each source's share of the tokens when a source is drawn; 1 draws in proportion,
-            less gives small sources more.
 
     Attributes:
         tokens: All tokens, shape ``(tokens,)``.
@@ -44,7 +43,7 @@ class TokenText:
         topical: Whether it is a word that comes in clumps, shape ``(V,)``.
     """
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, *, flatten: float = 0.7) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: Any) -> None:
         if corpus.meta["vocab_size"] != len(tokenizer):
             raise DataError(
                 f"the corpus has a vocabulary of {corpus.meta['vocab_size']} tokens,"
@@ -64,7 +63,7 @@ class TokenText:
         bounds = np.searchsorted(self.sentences, np.append(corpus.starts[corpus.sources], len(self.tokens)))
         self.titles = self._find_titles()
         self._first, self._size = bounds[:-1], np.diff(bounds)
-        shares = self._size.astype(np.float64) ** flatten
+        shares = self._size.astype(np.float64) ** _FLATTENED
         self._shares = np.cumsum(shares / shares.sum())
 
     def _count_words(self) -> None:
