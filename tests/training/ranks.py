@@ -1,9 +1,10 @@
-"""One of several processes: runs steps 1 and 2 on invented data, says what it sent. Started by a launcher."""
+"""One of several processes: runs trainings on invented data, says what it sent. Started by a launcher."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from mp2.tasks.render import MRCExample
 from mp2.training.backbone import BackboneConfig, EncoderShape, pretrain_backbone
 from mp2.training.corpus import build_corpus
 from mp2.training.loop import LoopConfig
-from mp2.training.multitask import MultiTaskConfig, pretrain_prompts
+from mp2.training.multitask import MultiTaskConfig, Trainable, pretrain_prompts, warm_up
+from mp2.training.ppt import pretrain_ppt
 
 STEPS, TASKS = 6, 3
 
@@ -79,6 +81,18 @@ def step_one(made: Path, folder: Path, accumulate: int = 1) -> None:
     pretrain_backbone(corpus, made / "tokenizer", config, folder)
 
 
+def step_one_b(base: Base, folder: Path, accumulate: int = 1) -> None:
+    """A warm-up, which moves the base; its encoder has dropout."""
+    rates: dict[Trainable, float] = {"backbone": 1e-3, "head": 1e-3}
+    warm_up(base, tasks(), replace(config(accumulate), depth=None, lr=rates), folder)
+
+
+def step_ppt(base: Base, made: Path, folder: Path, accumulate: int = 1) -> None:
+    """PPT on the text of a folder."""
+    corpus = build_corpus([made / "text.txt"], base.tokenizer, made / "characters")
+    pretrain_ppt(base, corpus, LoopConfig(STEPS, accumulate=accumulate), folder, length=4, tokens=512)
+
+
 class Counted:
     """Counts the bytes given to all-reduce."""
 
@@ -102,6 +116,12 @@ def main(source: Path, out: Path, ways: list[str]) -> None:
             continue
         shard, recompute = way in ("sharded", "recomputed"), way == "recomputed"
         base = load_base(source, device, shard=shard)
+        if way == "warm":
+            step_one_b(base, out / way)
+            continue
+        if way == "ppt":
+            step_ppt(base, out / "made", out / way)
+            continue
         local = [p.to_local() if shard else p for layer in base.backbone.layers for p in layer.parameters()]
         counted.sent.clear()
         bank = step_two(base, out / way, recompute=recompute)

@@ -1,4 +1,4 @@
-"""Steps 1 and 2 on several processes: same results, known traffic, resumed by others, sharded encoders."""
+"""Trainings on several processes: same results, known traffic, resumed by others, sharded encoders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import torch
 from mp2.model.checkpoint import Base, load_bank, read_tensors
 from tests.micro import CHARACTERS
 from tests.training.invented import invented_texts, invented_tokenizer
-from tests.training.ranks import STEPS, step_one, step_two
+from tests.training.ranks import STEPS, step_one, step_one_b, step_ppt, step_two
 
 ROOT = Path(__file__).parents[2]
+UNCOUNTED = ("text", "warm", "ppt")
 COUNTS = 4  # rows, loss, tokens and time-outs ride along in the same buffer
 
 
@@ -37,17 +38,19 @@ def accelerate(processes: int, module: str, *arguments: str) -> None:
 def launch(base: Base, out: Path, processes: int, *ways: str) -> dict[str, Any]:
     """What the first process saw, by training."""
     accelerate(processes, "tests.training.ranks", str(base.path), str(out), *ways)
-    return {way: json.loads((out / f"{way}.json").read_text()) for way in ways if way != "text"}
+    return {way: json.loads((out / f"{way}.json").read_text()) for way in ways if way not in UNCOUNTED}
 
 
 @pytest.fixture(scope="module")
 def alone(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Steps 1 and 2 in one process, with two batches per step."""
+    """Every training in one process, with two batches per step."""
     out = tmp_path_factory.mktemp("alone")
     invented_tokenizer().save_pretrained(str(out / "made" / "tokenizer"))
     (out / "made" / "text.txt").write_text("\n".join(invented_texts(120)) + "\n", encoding="utf-8")
     step_one(out / "made", out / "text", accumulate=2)
+    step_one_b(Base(base.path), out / "warm", accumulate=2)
     step_two(base, out / "plain", accumulate=2)
+    step_ppt(base, out / "made", out / "ppt", accumulate=2)
     return out
 
 
@@ -57,7 +60,8 @@ def two(base: Base, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     out = tmp_path_factory.mktemp("two")
     shutil.copytree(alone / "made", out / "made")
     _go_on(alone / "plain", out / "continued")
-    return out, launch(base, out, 2, "plain", "sharded", "recomputed", "continued", "text")
+    _go_on(alone / "warm", out / "warm")
+    return out, launch(base, out, 2, "plain", "sharded", "recomputed", "continued", "text", "warm", "ppt")
 
 
 def _go_on(run: Path, folder: Path) -> None:
@@ -71,6 +75,13 @@ def _close(one: torch.nn.Module, other: torch.nn.Module) -> None:
         torch.testing.assert_close(
             a.float(), b.float(), atol=2e-3, rtol=2e-3
         )  # banks are stored in half precision
+
+
+def _close_encoders(one: Path, other: Path) -> None:
+    ours, theirs = (read_tensors(f / "encoder" / "model.safetensors") for f in (one, other))
+    for name, value in ours.items():
+        if not name.endswith("key.bias"):  # moves attention not at all: its gradient is rounding alone
+            torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=2e-3, msg=name)
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
@@ -92,10 +103,22 @@ def test_step_one_on_two_processes_is_that_of_one_with_two_batches_per_step(
     ours, theirs = (_log(folder / "text") for folder in (alone, two[0]))
     assert [line["tokens"] for line in theirs] == [line["tokens"] for line in ours]
     assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], rel=1e-4)
-    ours, theirs = (read_tensors(f / "text" / "encoder" / "model.safetensors") for f in (alone, two[0]))
-    for name, value in ours.items():
-        if not name.endswith("key.bias"):  # moves attention not at all: its gradient is rounding alone
-            torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=2e-3, msg=name)
+    _close_encoders(alone / "text", two[0] / "text")
+
+
+def test_a_warm_up_with_dropout_is_continued_by_two_processes_as_it_would_have_gone_on(
+    alone: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    assert next(line["step"] for line in _log(two[0] / "warm")) > STEPS // 2
+    _close_encoders(alone / "warm", two[0] / "warm")
+
+
+def test_ppt_on_two_processes_is_that_of_one_with_two_batches_per_step(
+    alone: Path, two: tuple[Path, dict[str, Any]]
+) -> None:
+    ours, theirs = (load_bank(folder / "ppt" / "bank") for folder in (alone, two[0]))
+    _close(theirs.bank, ours.bank)
+    assert theirs.facts["tokens"] == ours.facts["tokens"]
 
 
 @pytest.mark.parametrize("way", ["plain", "sharded"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.errors import CheckpointError, ConfigError
 from mp2.model.checkpoint import Base, load_bank
+from mp2.model.router import Routing
 from mp2.runtime import write_json
 from mp2.tasks import catalogue
 from mp2.training.assemble import assemble
-from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, pretrain_backbone
-from mp2.training.corpus import build_corpus
+from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, prepare_text, pretrain_backbone
 from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
 from mp2.training.ppt import pretrain_ppt
@@ -79,6 +80,35 @@ def test_a_bank_is_trained_written_and_resumed(
     assert bank.fingerprint == whole.fingerprint and torch.equal(bank.router, whole.router)
 
 
+def test_a_run_is_continued_with_its_own_settings_alone(
+    base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
+) -> None:
+    whole = pretrain_prompts(base, tasks, CONFIG, tmp_path)
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("lr.prompts was 0.001, is now 0.5;", {"lr": CONFIG.lr | {"prompts": 0.5}}),
+        (
+            "routing.gate was 'soft', is now 'hard'; loss was 'span'",
+            {"routing": Routing("hard"), "loss": "option"},
+        ),
+        ("depth was 'deep', is now 'shallow';", {"depth": "shallow", "injection": "add"}),
+        ("seed was 42, is now 7;", {"seed": 7}),
+    ]
+    for told, changes in others:
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            pretrain_prompts(base, tasks, replace(CONFIG, **changes), tmp_path)
+    with pytest.raises(ConfigError, match="start was None, is now"):
+        pretrain_prompts(base, tasks, CONFIG, tmp_path, start=load_bank(tmp_path / "bank"))
+    with pytest.raises(ConfigError, match="tasks was"):
+        pretrain_prompts(base, {name: tasks[name] for name in FAMILIES[::-1]}, CONFIG, tmp_path)
+    other = Base(base.path)
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1)
+    with pytest.raises(ConfigError, match=f"encoder was '{base.fingerprint}', is now"):
+        pretrain_prompts(other, tasks, CONFIG, tmp_path)
+    again = pretrain_prompts(base, tasks, replace(CONFIG, recompute=True), tmp_path)
+    assert again.fingerprint == whole.fingerprint
+
+
 def test_step_2_refuses_to_move_the_encoder(
     base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
 ) -> None:
@@ -93,7 +123,7 @@ def test_the_warm_up_moves_the_encoder_and_writes_it(
     warm_up(own, tasks, replace(CONFIG, depth=None, lr={"backbone": 1e-3, "head": 1e-3}), tmp_path)
     written = Base(tmp_path / "encoder")
     assert written.fingerprint != base.fingerprint
-    assert base.fingerprint == Base(base.path).fingerprint
+    assert base.fingerprint == Base(base.path).fingerprint != own.fingerprint
 
 
 def test_a_warm_up_with_a_bank_writes_one_that_belongs_to_the_encoder_and_goes_on(
@@ -134,7 +164,8 @@ def test_a_step_asks_a_card_for_nothing(base: Base, tasks: dict[str, PreparedTas
     else:
         run = MultiTaskRun(Base(base.path, "cuda"), tasks, CONFIG)
         items = iter([(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
-    trainer = Trainer(run.groups(), items, run.loss, LoopConfig(3), device="cuda")  # type: ignore[arg-type]
+    groups, loop = run.groups(), LoopConfig(3)
+    trainer = Trainer(groups, items, run.loss, loop, seed=1, device="cuda")  # type: ignore[arg-type]
     trainer.one_step()  # the libraries of a card wait when they start
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -170,16 +201,23 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     tokenizer = invented_tokenizer()
     tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
     (tmp_path / "text.txt").write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
-    corpus = build_corpus([tmp_path / "text.txt"], tokenizer, tmp_path / "corpus")
+    corpus, folder, words = prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 32)
+    with pytest.raises(ConfigError, match=rf"holds {len(tokenizer)} x 32 numbers, this run needs .* x 48"):
+        prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 48)
     shape = EncoderShape(layers=2, hidden=32, heads=2, ffn=64, positions=96)
     loop = LoopConfig(steps=4, save_every=2)
     config = BackboneConfig(shape, {"mlm": 0.5, "cloze": 0.5}, 1e-3, loop, tokens=512)
-    words = np.random.default_rng(0).normal(size=(len(tokenizer), 32)).astype(np.float32)
     run = tmp_path / "run"
-    progress = pretrain_backbone(corpus, tmp_path / "tokenizer", config, run, embeddings=words)
+    progress = pretrain_backbone(corpus, folder, config, run, embeddings=words)
     assert progress.step == 4
     bare = Base(run / "encoder")
-    ppt = pretrain_ppt(bare, corpus, LoopConfig(2, save_every=2), tmp_path / "ppt", length=4, tokens=512)
+    loop = LoopConfig(2, save_every=2)
+    ppt = pretrain_ppt(bare, corpus, loop, tmp_path / "ppt", length=4, tokens=512)
+    with pytest.raises(ConfigError, match=r"holds another run: lr was 0.003, is now 0.5; choose"):
+        pretrain_ppt(bare, corpus, loop, tmp_path / "ppt", length=4, tokens=512, lr=0.5)
+    with pytest.raises(ConfigError, match=r"holds another run: shape.ffn was 64, is now 96; lr was"):
+        other = replace(config, lr=0.5, shape=replace(shape, ffn=96))
+        pretrain_backbone(corpus, folder, other, run, embeddings=words)
     assert ppt.base == bare.fingerprint
     made = assemble(
         "tiny", run / "encoder", [tmp_path / "ppt" / "bank"], tmp_path / "tiny", notes="About it."

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mp2.cli.main import app
 from mp2.data.prepare import PreparedTask, prepare
+from mp2.errors import ConfigError
 from mp2.model.checkpoint import Base
 from mp2.model.low_rank import SkillsConfig, load_skills
 from mp2.training.loop import LoopConfig
@@ -56,6 +57,9 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     whole = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "whole")
     half = replace(CONFIG, loop=replace(CONFIG.loop, steps=2))
     pretrain_poly(Base(base.path), tasks, half, tmp_path / "parts")
+    with pytest.raises(ConfigError, match=r"skills.rank was 2, is now 4;"):
+        other = replace(CONFIG, skills=replace(CONFIG.skills, rank=4))
+        pretrain_poly(Base(base.path), tasks, other, tmp_path / "parts")
     parts = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "parts")
     for name, value in whole.tensors.items():
         torch.testing.assert_close(value, parts.tensors[name], atol=1e-6, rtol=1e-5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import BertConfig, BertModel
 
 from mp2.data.batch import collate
 from mp2.data.encode import Encoded, Window
+from mp2.errors import ConfigError
 from mp2.model.backbone import Backbone, load_tokenizer
 from mp2.model.checkpoint import save_encoder
 from mp2.model.mrc import MRCModel, SpanHead
@@ -195,24 +196,6 @@ def right_option(window: Window) -> int | None:
     return next((index for index, first, last in window.options if (first, last) == window.gold), None)
 
 
-class Batches:
-    """The mixture as a source: hands its rows on and keeps its state."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
-
-    def __next__(self) -> Any:
-        return next(self.mixture)[1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the mixture is."""
-        return self.mixture.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where it was."""
-        self.mixture.load_state_dict(state)
-
-
 def pretrain_backbone(
     corpus: Corpus,
     tokenizer_folder: Path,
@@ -221,7 +204,6 @@ def pretrain_backbone(
     *,
     embeddings: np.ndarray[Any, Any] | None = None,
     device: str = "cpu",
-    init: Path | None = None,
 ) -> Progressed:
     """Run (or resume) step 1 and write the encoder to ``folder/encoder`` in the hub's layout.
 
@@ -232,7 +214,6 @@ def pretrain_backbone(
         folder: Logs, checkpoints and the encoder.
         embeddings: ``(V, H)`` start of the word embeddings.
         device: Where to train.
-        init: Encoder folder of an earlier run to start from.
 
     Returns:
         Steps, tokens, seconds and losses of the run.
@@ -240,8 +221,6 @@ def pretrain_backbone(
     tokenizer = load_tokenizer(tokenizer_folder)
     pad_id = int(tokenizer.pad_token_id)
     run = BackboneRun(config, len(tokenizer), pad_id=pad_id, embeddings=embeddings, device=device)
-    if init is not None:
-        run.encoder.load_state_dict(BertModel.from_pretrained(init, add_pooling_layer=False).state_dict())
     rank, world = rank_and_world()
     mixture = Mixture(
         config.mixture,
@@ -255,7 +234,15 @@ def pretrain_backbone(
     )
     begin = time.time()
     progress = Trainer(
-        run.groups(), Batches(mixture), run.loss, config.loop, folder=folder, device=device, title="step 1"
+        run.groups(),
+        mixture,
+        run.loss,
+        config.loop,
+        folder=folder,
+        settings=asdict(config) | {"corpus": corpus.meta["key"]},
+        seed=config.seed,
+        device=device,
+        title="step 1",
     ).fit()
     facts = {
         "config": asdict(config),
@@ -274,7 +261,7 @@ def pretrain_backbone(
 
 
 def prepare_text(
-    texts: Sequence[Path], folder: Path, vocabulary: int, hidden: int, *, words: Sequence[str] = ()
+    texts: Sequence[Path], folder: Path, vocabulary: int, hidden: int
 ) -> tuple[Corpus, Path, np.ndarray[Any, Any]]:
     """Tokenizer, token files and co-occurrence embeddings of a run; each is made once and kept in its folder.
 
@@ -283,15 +270,17 @@ def prepare_text(
         folder: The run's folder.
         vocabulary: Pieces of the vocabulary.
         hidden: Width of the embeddings.
-        words: Words that shall be single pieces, such as label words.
 
     Returns:
         The corpus, the tokenizer's folder and ``(V, H)`` embeddings.
+
+    Raises:
+        ConfigError: The folder's embeddings are of another width.
     """
     tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
     if not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
-        tokenizer = train_tokenizer(documents, vocab_size=vocabulary, words=words)
+        tokenizer = train_tokenizer(documents, vocab_size=vocabulary)
         with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -301,4 +290,10 @@ def prepare_text(
         buffer = io.BytesIO()
         np.save(buffer, made.astype(np.float32))
         write_whole(file, buffer.getvalue())
-    return corpus, tokenizer_folder, np.load(file)
+    embeddings = np.load(file)
+    if embeddings.shape != (len(tokenizer), hidden):
+        raise ConfigError(
+            f"{file}: holds {len(embeddings)} x {embeddings.shape[1]} numbers, this run needs"
+            f" {len(tokenizer)} x {hidden}; choose another folder"
+        )
+    return corpus, tokenizer_folder, embeddings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,7 +33,11 @@ from mp2.runtime import (
 )
 from mp2.training.progress import Progress
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "cosine"]
+# these say how long and how often, not what: a run may be continued with others
+FREE = frozenset(
+    f"loop.{name}" for name in ("steps", "minutes", "eval_every", "save_every", "log_every", "keep")
+)
 
 
 class Source(Protocol):
@@ -67,7 +70,7 @@ class LoopConfig:
     Attributes:
         steps: Optimiser steps in all.
         warmup: Steps of linear warm-up.
-        schedule: Learning rate after the warm-up: constant, or to zero at the end (linear, cosine).
+        schedule: Learning rate after the warm-up: constant, or to zero at the end (cosine).
         accumulate: Batches per step.
         clip: Largest gradient norm per group; 0 turns clipping off.
         betas: AdamW's betas.
@@ -101,13 +104,11 @@ class LoopConfig:
 
 @dataclass(slots=True)
 class Progressed:
-    """Where a run is: what resume continues from besides tensors and random generators."""
+    """Where a run is: what resume continues from besides tensors and the source."""
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    best: float = -math.inf
-    best_step: int = -1
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -120,8 +121,9 @@ class Trainer:
         loss: From a batch to (summed loss, number of rows, tokens); must not divide by the rows.
         config: How long and how fast.
         folder: Where logs and checkpoints go; None for a run that leaves no trace (few-shot tuning).
-        evaluate: Returns metrics; ``score`` (higher is better) decides the best step.
-        on_best: Called when ``score`` rises.
+        settings: What makes the run what it is, JSON values: a folder of a run with others is refused.
+        seed: Seed of what the loss draws from the global generator; None leaves that to the caller.
+        evaluate: Returns metrics.
         device: Where autocast happens.
         title: Name in the progress display; empty for none.
     """
@@ -134,8 +136,9 @@ class Trainer:
         config: LoopConfig,
         *,
         folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        seed: int | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
-        on_best: Callable[[], None] | None = None,
         device: str = "cpu",
         title: str = "",
     ) -> None:
@@ -143,7 +146,8 @@ class Trainer:
         if not self.groups:
             raise ConfigError("nothing to train: no parameter group has a parameter")
         self.source, self.loss, self.config, self.folder = source, loss, config, folder
-        self.evaluate, self.on_best, self.device, self.title = evaluate, on_best, device, title
+        self.settings, self.seed = _flat({**(settings or {}), "loop": asdict(config)}), seed
+        self.evaluate, self.device, self.title = evaluate, device, title
         self.parameters = {
             f"{group.name}.{name}": parameter
             for group in self.groups
@@ -193,7 +197,8 @@ class Trainer:
         """One optimiser step; ``fit`` is what runs, reports and saves them."""
         rows = tokens = 0
         total = torch.zeros((), device=next(iter(self.parameters.values())).device)
-        for _ in range(self.config.accumulate):
+        for number in range(self.config.accumulate):
+            self._seed(number)
             with autocast(self.device, self.config.precision):
                 loss, count, seen = self.loss(next(self.source))
             if count:
@@ -213,6 +218,13 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.state.step += 1
         self._unread.append(counts)
+
+    def _seed(self, number: int) -> None:
+        """Random numbers follow from a batch's place in the run: on any process, and after a resume."""
+        if self.seed is not None:
+            rank, world = rank_and_world()
+            place = np.random.SeedSequence([self.seed, self.state.step, number * world + rank])
+            torch.manual_seed(int(place.generate_state(1)[0]))
 
     def _report(self, progress: Progress) -> bool:
         """Tell the progress of the steps since the last report, when one is due; says whether time is up."""
@@ -276,11 +288,6 @@ class Trainer:
         metrics = self.evaluate()
         self.state.curve.append({"step": self.state.step, **metrics})
         progress.log(self.state.step, {f"dev/{name}": value for name, value in metrics.items()}, show=True)
-        score = metrics.get("score", -math.inf)
-        if score > self.state.best:
-            self.state.best, self.state.best_step = score, self.state.step
-            if self.on_best is not None:
-                self.on_best()
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -292,14 +299,11 @@ class Trainer:
         for name, p in self.parameters.items():
             for key, value in self.optimiser.state.get(p, {}).items():
                 tensors[f"optimiser/{key}/{name}"] = value.detach().reshape(value.shape)
-        tensors["random/torch"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random/cuda"] = torch.cuda.get_rng_state()
         facts = {
             "progress": asdict(self.state),
             "source": self.source.state_dict(),
-            "random": {"python": _jsonable(random.getstate()), "numpy": _numpy_state()},
-            "config": asdict(self.config),
+            "settings": self.settings,
+            "processes": rank_and_world()[1],
         }
         target = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
         try:
@@ -315,7 +319,8 @@ class Trainer:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
-            CheckpointError: It is damaged or belongs to other parameters.
+            ConfigError: It is of a run with other settings, or of other parameters.
+            CheckpointError: It is damaged, or of other data.
         """
         found = sorted((self.folder / "checkpoints").glob("step-*")) if self.folder else []
         if not found:
@@ -325,13 +330,15 @@ class Trainer:
             with safe_open(found[-1] / "state.safetensors", framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self._restore(tensors, facts)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{found[-1]}: damaged or of another run: {error}") from error
-        except Exception as error:  # safetensors' own error class is not importable everywhere
-            raise CheckpointError(f"{found[-1]}: damaged: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{found[-1]}: damaged: {error}; delete it to go on from the one before, or choose another"
+                " folder"
+            ) from error
         return True
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        self._refuse_others(tensors, facts)
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"parameter/{name}"])
@@ -342,15 +349,30 @@ class Trainer:
                 }
                 if moments:
                     self.optimiser.state[p] = moments
-        self.state = Progressed(**facts["progress"])
+        known = {key: value for key, value in facts["progress"].items() if not key.startswith("best")}
+        self.state = Progressed(**known)  # earlier versions kept the best step too
         self.source.load_state_dict(facts["source"])
-        torch.set_rng_state(tensors["random/torch"])
-        if "random/cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random/cuda"])
-        version, numbers, gauss = facts["random"]["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        name, keys, position, has_gauss, cached = facts["random"]["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+    def _refuse_others(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of other settings or shapes: what came out would not be what they say."""
+        was = dict(facts.get("settings", self.settings))  # checkpoints of earlier versions have none
+        now, world, free = dict(self.settings), rank_and_world()[1], set(FREE)
+        if was["loop.steps"] != now["loop.steps"]:
+            free.add("loop.warmup")  # commands derive it from the steps
+        if was["loop.accumulate"] * facts.get("processes", world) == now["loop.accumulate"] * world:
+            free.add("loop.accumulate")  # as many batches per step, shared out otherwise
+        was |= {key: list(value.shape) for key, value in tensors.items() if key.startswith("parameter/")}
+        now |= {f"parameter/{name}": list(p.shape) for name, p in self.parameters.items()}
+        differ = [
+            f"{key} was {was.get(key)!r}, is now {now.get(key)!r}"
+            for key in {**was, **now}
+            if key not in free and was.get(key) != now.get(key)
+        ]
+        if differ:
+            raise ConfigError(
+                f"{self.folder}: holds another run: {'; '.join(differ[:9])}; choose another folder, or go on"
+                " with the settings it began with"
+            )
 
 
 def lr_factor(step: int, config: LoopConfig) -> float:
@@ -360,7 +382,7 @@ def lr_factor(step: int, config: LoopConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     left = 1 - (step - config.warmup) / max(1, config.steps - config.warmup)
-    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return 0.5 * (1 - math.cos(math.pi * left))
 
 
 def only_trainable(module: nn.Module, groups: Sequence[Group]) -> None:
@@ -370,10 +392,9 @@ def only_trainable(module: nn.Module, groups: Sequence[Group]) -> None:
         p.requires_grad_(id(p) in chosen)
 
 
-def _jsonable(value: Any) -> Any:
-    return [_jsonable(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _numpy_state() -> list[Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)]
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by dotted path, with values as JSON reads them back."""
+    if isinstance(value, Mapping):
+        parts = (_flat(item, f"{path}.{key}".lstrip(".")) for key, item in value.items())
+        return {key: item for part in parts for key, item in part.items()}
+    return {path: list(value) if isinstance(value, tuple) else value}

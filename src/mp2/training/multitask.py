@@ -109,7 +109,9 @@ class MultiTaskRun:
         if not tasks:
             raise ConfigError("multi-task training needs at least one task")
         self.base, self.tasks, self.config = base, dict(tasks), config
+        self.fingerprint = base.fingerprint  # of the encoder as it came
         self.names = tuple(self.tasks)
+        self.start = start.fingerprint if start else None  # before it moves
         generator = torch.Generator().manual_seed(config.seed)
         self.bank = start.bank if start else self._fresh_bank(generator)
         self.head = start.head if start else SpanHead(base.backbone.hidden_size, generator=generator)
@@ -158,9 +160,8 @@ class MultiTaskRun:
         }
         groups = [Group(name, owned[name], lr) for name, lr in self.config.lr.items() if lr > 0]
         only_trainable(self.model, groups)
-        for module in (self.bank, self.head):
-            if module is not None:
-                only_trainable(module, groups)
+        if self.bank is not None:
+            only_trainable(self.bank, groups)
         self.router.requires_grad_(any(group.name == "router" for group in groups))
         return groups
 
@@ -240,9 +241,15 @@ class MultiTaskRun:
             self.names,
             self.head,
             self.config.routing,
-            self.base.fingerprint,
+            self.fingerprint,
             self.facts(progress),
         )
+
+    def settings(self) -> dict[str, Any]:
+        """What makes this run what it is; a checkpoint of a run with others is not continued."""
+        config = asdict(self.config)
+        del config["recompute"]  # costs time and spares memory; the numbers are the same
+        return config | {"tasks": list(self.names), "encoder": self.fingerprint, "start": self.start}
 
     def facts(self, progress: Progressed) -> dict[str, Any]:
         """How the run went, for the card."""
@@ -281,8 +288,8 @@ def pretrain_prompts(
         config = replace(
             config, modules=c.modules, length=c.length, intrinsic=c.intrinsic, injection=c.injection
         )
-    run, progress = _run(base, tasks, config, folder, start)
-    bank = run.trained(progress)
+    run = MultiTaskRun(base, tasks, config, start)
+    bank = run.trained(fit(run, folder))
     with one_after_the_other() as first:
         if first:
             bank.save(folder / "bank")
@@ -303,10 +310,12 @@ def warm_up(
         config: The run, with a learning rate for ``backbone``.
         folder: Logs, checkpoints and the encoder.
     """
+    run = MultiTaskRun(base, tasks, config)
     if config.position_heads:
         generator = torch.Generator().manual_seed(config.seed)
         add_position_heads(base.backbone.whole[0], generator, first=base.tokenizer.cls_token_id)
-    run, progress = _run(base, tasks, config, folder)
+    progress = fit(run, folder)
+    del base.fingerprint  # it was remembered, and the encoder has moved
     facts = run.facts(progress) | {"tasks": run.names, "from": base.name}
     with one_after_the_other() as first:
         if first:
@@ -318,18 +327,6 @@ def warm_up(
                     folder / "bank"
                 )
     return progress
-
-
-def _run(
-    base: Base,
-    tasks: Mapping[str, PreparedTask],
-    config: MultiTaskConfig,
-    folder: Path,
-    start: TrainedBank | None = None,
-) -> tuple[MultiTaskRun, Progressed]:
-    torch.manual_seed(config.seed)
-    run = MultiTaskRun(base, tasks, config, start)
-    return run, fit(run, folder)
 
 
 def fit(run: MultiTaskRun, folder: Path) -> Progressed:
@@ -351,6 +348,8 @@ def fit(run: MultiTaskRun, folder: Path) -> Progressed:
         run.loss,
         config.loop,
         folder=folder,
+        settings=run.settings(),
+        seed=config.seed,
         evaluate=run.evaluate,
         device=run.base.device,
         title=config.name,

@@ -8,7 +8,7 @@ of its seed and ``i``: a run resumes exactly from a number, and any process can 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +38,6 @@ MAKERS: dict[str, Maker] = {
 OBJECTIVES = ("mlm", *MAKERS)
 _SHORTEST = 48  # rows of fewer tokens have no room for a passage and options
 _SHARE, _SPAN_STOP, _LONGEST_SPAN = 0.15, 0.4, 6
-
-
-class Objective(Protocol):
-    """Makes rows of raw text; everything random comes from the generator it is given."""
-
-    def __call__(self, rng: np.random.Generator, n_tokens: int) -> list[Any]:
-        """Rows that fill a padded batch of about ``n_tokens`` tokens."""
-        ...
 
 
 class MaskedTokens:
@@ -190,7 +182,7 @@ class Mixture:
         text = corpus if isinstance(corpus, TokenText) else TokenText(corpus, tokenizer)
         self._names = [name for name, weight in weights.items() if weight > 0]
         self._chances = np.array([weights[name] / total for name in self._names])
-        self._objectives: dict[str, Objective] = {
+        self._objectives: dict[str, MaskedTokens | MRCRows] = {
             name: MaskedTokens(text, max_length)
             if name == "mlm"
             else MRCRows(text, MAKERS[name], max_length, name)
@@ -205,13 +197,13 @@ class Mixture:
         name = self._names[int(rng.choice(len(self._names), p=self._chances))]
         return name, self._objectives[name](rng, self._tokens)
 
-    def __iter__(self) -> Iterator[tuple[str, list[Any]]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return self
 
-    def __next__(self) -> tuple[str, list[Any]]:
-        made = self.batch(self._step + self._rank)
+    def __next__(self) -> list[Any]:
+        _, rows = self.batch(self._step + self._rank)
         self._step += self._world
-        return made
+        return rows
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is: the seed and the number of batches taken."""

@@ -7,8 +7,9 @@ span head, in an encoder that is frozen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,6 @@ class PolyRun(MultiTaskRun):
 
     def __init__(self, base: Base, tasks: Mapping[str, PreparedTask], config: PolyConfig) -> None:
         self.poly = config
-        self.fingerprint = base.fingerprint  # of the encoder as it came
         plain = MultiTaskConfig(
             "poly",
             None,
@@ -81,6 +81,10 @@ class PolyRun(MultiTaskRun):
             for parameter in group.parameters.values():
                 parameter.requires_grad_(True)
         return groups
+
+    def settings(self) -> dict[str, Any]:
+        """What makes this run what it is; a checkpoint of a run with others is not continued."""
+        return super().settings() | asdict(self.poly)
 
     def loss(self, item: tuple[int, Sequence[int]]) -> tuple[Tensor, int, int]:
         """Summed loss of a batch, its rows and tokens."""

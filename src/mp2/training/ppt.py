@@ -21,8 +21,8 @@ from mp2.model.checkpoint import Base, TrainedBank
 from mp2.model.mrc import SpanHead
 from mp2.model.router import Routing
 from mp2.model.spans import row_losses
-from mp2.runtime import one_after_the_other
-from mp2.training.backbone import Batches, right_option
+from mp2.runtime import one_after_the_other, rank_and_world
+from mp2.training.backbone import right_option
 from mp2.training.corpus import Corpus
 from mp2.training.loop import Group, LoopConfig, Trainer
 from mp2.training.objectives import Mixture
@@ -68,20 +68,46 @@ def pretrain_ppt(
         return losses.sum(), batch.known, batch.ids.numel()
 
     limit = base.backbone.max_length - length
-    mixture = Mixture({"ppt": 1.0}, corpus, base.tokenizer, tokens=tokens, max_length=limit, seed=seed)
+    rank, world = rank_and_world()
+    mixture = Mixture(
+        {"ppt": 1.0},
+        corpus,
+        base.tokenizer,
+        tokens=tokens,
+        max_length=limit,
+        seed=seed,
+        rank=rank,
+        world=world,
+    )
     groups = [
         Group("prompts", dict(bank.named_parameters()), lr),
         Group("head", dict(head.named_parameters()), lr / 3),
     ]
+    settings = {
+        "length": length,
+        "tokens": tokens,
+        "lr": lr,
+        "init_std": init_std,
+        "seed": seed,
+        "corpus": corpus.meta["key"],
+    }
     progress = Trainer(
-        groups, Batches(mixture), loss, loop, folder=folder, device=base.device, title="ppt"
+        groups,
+        mixture,
+        loss,
+        loop,
+        folder=folder,
+        settings=settings | {"encoder": base.fingerprint},
+        seed=seed,
+        device=base.device,
+        title="ppt",
     ).fit()
     facts: dict[str, Any] = {
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
     }
-    facts |= {"lr": lr, "init_std": init_std, "seed": seed, "loop": asdict(loop)}
+    facts |= settings | {"loop": asdict(loop)}
     router = torch.zeros(0, 1, 1)
     trained = TrainedBank("ppt", bank, router, (), head, Routing(), base.fingerprint, facts)
     with one_after_the_other() as first:
