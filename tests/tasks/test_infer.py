@@ -67,7 +67,12 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
     [
         (rows("tweet,polarity", ("a", "b")), "cannot tell the task from the columns 'tweet', 'polarity'"),
         ([], r"the columns \(none\)"),
-        (rows("text,label", ("a", 0), ("b", 1)), "the labels 0, 1 are numbers, and the model reads words"),
+        (rows("text,label", ("a", 0), ("b", 1)), r"numbers as labels \(0, 1\), and the model reads words"),
+        (rows("text,label", ("a", 123), ("b", "物流")), r"numbers as labels \(123\), and"),
+        (
+            rows("text,lable", ("a", "物流"), ("b", "退款")),
+            "'text', 'lable'; did you mean 'label'\\? expected",
+        ),
         (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
         (rows("text,label", ("a", "x" * 50), ("b", "y")), "looks like a text, not like a label"),
     ],
@@ -75,6 +80,13 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
 def test_doubts_are_not_guessed_away(table: Rows, says: str) -> None:
     with pytest.raises(TaskError, match=says):
         infer_task(table, "t")
+
+
+@pytest.mark.parametrize("labels", [("物流", "退款"), ("好评", "差评"), ("负面", "正面")])
+def test_a_position_in_the_alphabet_is_no_label_of_an_inferred_task(labels: tuple[str, str]) -> None:
+    task = infer_task(rows("text,label", *((str(n), label) for n, label in enumerate(labels))), "t")
+    with pytest.raises(TaskError, match=r"unknown label '0' of task 't'; valid: \w+, \w+(, 差评, 好评)?$"):
+        render(task, {"text": "a", "label": 0})
 
 
 def test_label_order_does_not_depend_on_the_rows() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -74,7 +76,8 @@ def infer_task(rows: Rows, name: str) -> TaskSpec:
         if found is not None:
             return TaskSpec.model_validate({"name": _slug(name), **found})
     raise TaskError(
-        f"cannot tell the task from the columns {', '.join(map(repr, columns)) or '(none)'}; expected such as"
+        f"cannot tell the task from the columns {', '.join(map(repr, columns)) or '(none)'};{_meant(columns)}"
+        " expected such as"
         " text,label or sentence1,sentence2,label or sentence,target or context,question,answer or"
         f" question,option_a,option_b,label; rename them or {HELP}"
     )
@@ -160,7 +163,7 @@ def _sentiment(raw: Sequence[str], *, meant: bool) -> dict[str, Any] | None:
     if len(coding) < len(raw) or not {"负面", "正面"} <= set(coding.values()):
         return None
     words = tuple(word for word in groups if word in coding.values())
-    return {"labels": words} | ({"coding": coding} if set(coding) != set(words) else {})
+    return {"labels": words, "coding": coding}
 
 
 def _worded(words: Mapping[str, str], column: str) -> dict[str, Any]:
@@ -174,16 +177,16 @@ def _worded(words: Mapping[str, str], column: str) -> dict[str, Any]:
         raise TaskError(f"column {column!r}: expected at least 2 different labels, got {list(labels)}")
     numbers = [label for label in labels if re.fullmatch(r"[-+]?\d+(\.\d+)?", label)]
     if numbers:
-        coding = ", ".join(f"'{label}': <word>" for label in labels[:3])
+        coding = ", ".join(f"'{label}': <word>" for label in numbers[:3])
         raise TaskError(
-            f"column {column!r}: the labels {', '.join(labels[:8])} are numbers, and the model reads words;"
+            f"column {column!r}: numbers as labels ({', '.join(numbers[:8])}), and the model reads words;"
             f" put words into the column, or {HELP}, such as with coding: {{{coding}}}"
         )
     long = max(labels, key=len)
     if len(long) > 40:
         raise TaskError(f"column {column!r}: {long[:40]!r}... looks like a text, not like a label; {HELP}")
-    changed = {raw: word for raw, word in words.items() if raw != word}
-    return {"labels": labels} | ({"coding": changed} if changed else {})
+    # all of them: without a coding, a 0 in another file would be the first label of the alphabet
+    return {"labels": labels, "coding": dict(words)}
 
 
 def _raw_labels(rows: Rows, column: str) -> list[str]:
@@ -200,6 +203,14 @@ def _find(columns: Sequence[str], names: Iterable[str]) -> str | None:
     """The column that has one of the names, the first names first; case and white space do not matter."""
     plain = {column.strip().lower(): column for column in reversed(columns)}
     return next((plain[name] for name in names if name in plain), None)
+
+
+def _meant(columns: Sequence[str]) -> str:
+    """Known names that are nearly those of columns which nobody knows."""
+    known = {*TEXTS, *LABELS, *TARGETS, *CONTEXTS, *QUESTIONS, *ANSWERS, *OPTIONS, *chain(*PAIRS)}
+    plain = [column.strip().lower() for column in columns]
+    close = (get_close_matches(name, known, n=1, cutoff=0.75) for name in plain if name not in known)
+    return "".join(f" did you mean {found[0]!r}?" for found in close if found)
 
 
 def _renamed(fields: Mapping[str, str]) -> dict[str, str]:
