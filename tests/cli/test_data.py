@@ -8,6 +8,8 @@ from typer.testing import CliRunner, Result
 
 from mp2.cli.main import app
 from mp2.errors import ConfigError, DataError, Mp2Error
+from mp2.tasks import catalogue
+from mp2.tasks.infer import dump_task
 from tests.data.hub_layout import write_hub
 from tests.data.invented import sentence, write_csv
 from tests.local_hub import local_hub
@@ -116,6 +118,10 @@ def test_fetch_fails_with_what_to_do(root: Path, tmp_path: Path) -> None:
             _mp2("fetch", "lcqmc", "--root", tmp_path, "--endpoint", address)
         with pytest.raises(DataError, match=r"^ccpm: put train\.jsonl"):
             _mp2("fetch", "ccpm", "--root", tmp_path, "--endpoint", address)
+        own = tmp_path / "own-ccpm.yaml"
+        own.write_text(dump_task(catalogue.get("ccpm")), encoding="utf-8")
+        with pytest.raises(DataError, match=r"^ccpm: put train\.jsonl"):
+            _mp2("fetch", own, "--root", tmp_path, "--endpoint", address)
     with pytest.raises(DataError, match="bq: fetch it with 'mp2 data fetch bq', or put"):
         _prepare(root, tmp_path, "bq")
 
@@ -126,6 +132,9 @@ def test_bad_arguments_are_told(root: Path, tmp_path: Path, monkeypatch: pytest.
         _mp2("preview", "waimai")
     with pytest.raises(DataError, match="no such folder"):
         _mp2("stats", "--root", tmp_path / "none")
+    for number in ("0", "-1"):
+        none = CliRunner().invoke(app, ["data", "preview", "waimai", "--root", str(root), "--rows", number])
+        assert none.exit_code == 2 and "equal to 1" in none.output
     with pytest.raises(Mp2Error, match="did you mean 'waimai'"):
         _mp2("preview", "waimia", "--root", root)
     with pytest.raises(DataError, match=r"put .* into"):

@@ -53,6 +53,8 @@ def test_a_miss_names_the_nearest() -> None:
         catalogue.get("cmrc2018")
     with pytest.raises(TaskError, match="did you mean 'unseen-task-7'"):
         catalogue.suite("unseen-tasks-7")
+    with pytest.raises(TaskError, match=r"no suite or task 'unseen-tsk-7' .*did you mean 'unseen-task-7'"):
+        catalogue.tasks_of("unseen-tsk-7")
 
 
 def test_one_task_is_read_without_the_others() -> None:

@@ -35,10 +35,11 @@ def fetch(
     from mp2.errors import DataError
     from mp2.tasks import catalogue
 
-    several = (catalogue.suite(name) if name in catalogue.SUITES else (name,) for name in names)
-    tasks = [_task(name) for name in dict.fromkeys(name for each in several for name in each)]
-    done = bring(tasks, _root(root, absent=True), endpoint=endpoint, say=_say)
-    alone = [line for name, line in done.by_hand.items() if name in names]
+    several = [[_task(name)] if _is_file(name) else catalogue.tasks_of(name) for name in names]
+    tasks = {task.name: task for each in several for task in each}
+    done = bring(list(tasks.values()), _root(root, absent=True), endpoint=endpoint, say=_say)
+    single = {each[0].name for each in several if len(each) == 1}
+    alone = [line for name, line in done.by_hand.items() if name in single]
     for line in done.by_hand.values():
         if line not in alone:
             _say(f"by hand: {line}")
@@ -103,7 +104,7 @@ def preview(
     name: Annotated[str, typer.Argument(help="Task of the catalogue, or a task file with a data section.")],
     root: Root = None,
     split: Annotated[str | None, typer.Option(help="Split; the task's first by default.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows to show.")] = 3,
+    rows: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 3,
     seed: Annotated[
         int | None, typer.Option(help="Pick at random with this seed, not the first rows.")
     ] = None,
@@ -188,7 +189,11 @@ def _task(name: str) -> TaskSpec:
     from mp2.tasks import catalogue
     from mp2.tasks.spec import load_task
 
-    return load_task(name) if name.endswith((".yaml", ".yml")) else catalogue.get(name)
+    return load_task(name) if _is_file(name) else catalogue.get(name)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def _root(root: Path | None, *, absent: bool = False) -> Path:

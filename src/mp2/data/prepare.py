@@ -167,7 +167,7 @@ def at_hand(names: Sequence[str], root: Path) -> tuple[list[TaskSpec], list[str]
     absent: dict[str, str] = {}
     for name in names:
         whole = name in catalogue.SUITES
-        for task in map(catalogue.get, catalogue.suite(name) if whole else [name]):
+        for task in catalogue.tasks_of(name):
             line = missing(task, root)
             if line is None:
                 tasks[task.name] = task

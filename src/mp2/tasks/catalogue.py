@@ -58,6 +58,17 @@ def suite(name: str) -> tuple[str, ...]:
     return _members()[name]
 
 
+def tasks_of(name: str) -> tuple[TaskSpec, ...]:
+    """The tasks of a suite, or the one task of that name.
+
+    Raises:
+        TaskError: There is neither; the message names the nearest one.
+    """
+    if name not in SUITES and name not in names():
+        raise TaskError(f"no suite or task {name!r} in the catalogue; {nearest(name, (*SUITES, *names()))}")
+    return tuple(map(get, suite(name) if name in SUITES else [name]))
+
+
 @cache
 def _members() -> dict[str, tuple[str, ...]]:
     tasks = [get(name) for name in names()]
