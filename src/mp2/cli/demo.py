@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mp2.cli.options import Seed
+
 if TYPE_CHECKING:
     from mp2.model.checkpoint import Base
     from mp2.serving.predictor import Predictor
@@ -25,7 +27,7 @@ BARS = "▁▂▃▄▅▆▇█"
 def demo(
     model: Annotated[str | None, typer.Option(help="Base folder; the shipped model by default.")] = None,
     method: Annotated[str | None, typer.Option(help="Method; see 'mp2 methods'.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    seed: Seed = 42,
 ) -> None:
     """Adapt the shipped model to four tasks of four kinds from 32 rows each, in about a minute."""
     from rich.console import Console

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mp2.cli.options import LAST_SEED
 from mp2.cli.tune import Json, Model
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="MP2_DATA")]
@@ -85,7 +86,7 @@ def evaluate(
     grid = Grid(
         tasks=_listed(suite),
         methods=_listed(methods),
-        seeds=_numbers("seeds", seeds),
+        seeds=_seeds(seeds),
         root=root,
         cache=cache or default_cache(),
         model=model,
@@ -143,6 +144,15 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in _listed(text))
     except ValueError:
         raise ConfigError(f"--{name}: expected whole numbers separated by commas, got {text!r}") from None
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from mp2.errors import ConfigError
+
+    seeds = _numbers("seeds", text)
+    if wrong := [seed for seed in seeds if not 0 <= seed <= LAST_SEED]:
+        raise ConfigError(f"--seeds: expected numbers from 0 to {LAST_SEED}, got {wrong[0]}")
+    return seeds
 
 
 def _two_splits(text: str) -> tuple[str, str]:

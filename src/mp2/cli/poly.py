@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mp2.cli.options import Seed
 from mp2.cli.pretrain import (
     CACHE,
     SUITES,
@@ -18,18 +19,17 @@ from mp2.cli.pretrain import (
     Root,
     Rows,
     SaveEvery,
-    Seed,
     Steps,
     Suites,
-    prepared,
+    cosine,
 )
 
 
 def pretrain_poly(
     base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
     out: Out,
+    root: Root,
     suite: Suites = SUITES,
-    root: Root = None,
     cache: Cache = CACHE,
     skills: Annotated[int, typer.Option(help="LoRA pairs per projection.")] = 8,
     splits: Annotated[int, typer.Option(help="Parts of a projection mixed independently.")] = 1,
@@ -43,22 +43,18 @@ def pretrain_poly(
     seed: Seed = 42,
 ) -> None:
     """Pre-train Poly's skills and routers on many tasks with the encoder frozen (extra ``baselines``)."""
+    from mp2.data.prepare import prepare_suites
+    from mp2.model.checkpoint import load_base
     from mp2.model.low_rank import SkillsConfig
-    from mp2.training.loop import LoopConfig
+    from mp2.runtime import check_room, default_device
     from mp2.training.poly import PolyConfig
     from mp2.training.poly import pretrain_poly as run
 
-    loop = LoopConfig(
-        steps,
-        warmup=min(100, steps // 10),
-        schedule="cosine",
-        save_every=save_every,
-        eval_every=eval_every,
-        minutes=minutes,
-        precision=precision,
-    )
+    check_room(out)
+    loop = cosine(steps, save_every=save_every, eval_every=eval_every, minutes=minutes, precision=precision)
     config = PolyConfig(SkillsConfig(skills, splits, rank), rows=rows, loop=loop, seed=seed)
-    loaded, tasks = prepared(base, suite, root, cache, 0)
+    loaded = load_base(base, default_device())
+    tasks = prepare_suites(suite, root, loaded.encoder(), cache, splits=("train", "dev"))
     trained = run(loaded, tasks, config, out)
     score = trained.facts["dev"].get("score", float("nan"))
     print(f"poly: dev {score:.4f} after {trained.facts['steps']} steps; {out / 'bank'}", file=sys.stderr)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mp2.cli.options import Seed
+
 if TYPE_CHECKING:
-    from mp2.data.prepare import PreparedTask
-    from mp2.model.checkpoint import Base
+    from mp2.training.loop import LoopConfig
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for logs, checkpoints and the result.")]
 Suites = Annotated[list[str], typer.Option("--suite", help="Suites or tasks to train on.")]
-Root = Annotated[Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
+Root = Annotated[Path, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the prepared data.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]
 Rows = Annotated[int, typer.Option(help="Rows per batch.")]
@@ -30,7 +31,6 @@ SizeExponent = Annotated[
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations.")]
 Minutes = Annotated[float, typer.Option(help="Stop resumably after this time; 0 for no limit.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32 or bf16.")]
 SUITES = ["pretrain-38"]
 CACHE = Path("runs/cache")
@@ -43,7 +43,9 @@ def pretrain_backbone(
     mixture: Annotated[str, typer.Option(help="Objectives and shares: mlm=0.6,cloze=0.4.")] = "mlm=1",
     layers: Annotated[int, typer.Option(help="Layers of the encoder.")] = 4,
     hidden: Annotated[int, typer.Option(help="Hidden size.")] = 256,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    heads: Annotated[
+        int, typer.Option(help="Attention heads, each of an equal part of the hidden size.", min=1)
+    ] = 4,
     positions: Annotated[int, typer.Option(help="Longest input, in tokens.")] = 256,
     vocabulary: Annotated[int, typer.Option(help="Pieces of the vocabulary.")] = 20_000,
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
@@ -55,19 +57,16 @@ def pretrain_backbone(
     seed: Seed = 42,
 ) -> None:
     """Train a tokenizer and a small encoder from text files (step 1); resumes by itself."""
-    from mp2.runtime import default_device, one_after_the_other
+    from mp2.errors import ConfigError
+    from mp2.runtime import check_room, default_device, one_after_the_other
     from mp2.training.backbone import BackboneConfig, EncoderShape, prepare_text
     from mp2.training.backbone import pretrain_backbone as run
-    from mp2.training.loop import LoopConfig
 
-    loop = LoopConfig(
-        steps,
-        warmup=warmup,
-        schedule="cosine",
-        betas=(0.9, 0.98),
-        save_every=save_every,
-        minutes=minutes,
-        precision=precision,
+    if hidden % heads:
+        raise ConfigError(f"--hidden {hidden}: expected a multiple of --heads {heads}")
+    check_room(out)
+    loop = cosine(
+        steps, warmup, betas=(0.9, 0.98), save_every=save_every, minutes=minutes, precision=precision
     )
     shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
     config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed)
@@ -84,8 +83,8 @@ def pretrain_backbone(
 def warm_up(
     encoder: Annotated[Path, typer.Argument(help="Encoder folder of step 1.")],
     out: Out,
+    root: Root,
     suite: Suites = SUITES,
-    root: Root = None,
     cache: Cache = CACHE,
     steps: Steps = 2000,
     lr: Annotated[float, typer.Option(help="Learning rate of the encoder.")] = 4e-4,
@@ -120,15 +119,18 @@ def warm_up(
     seed: Seed = 42,
 ) -> None:
     """Teach an encoder the reading-comprehension form on upstream tasks with all weights (step 1b)."""
-    from mp2.training.loop import LoopConfig
+    from mp2.data.prepare import prepare_suites
+    from mp2.model.checkpoint import load_base
+    from mp2.runtime import check_room, default_device
     from mp2.training.multitask import MultiTaskConfig, Trainable
     from mp2.training.multitask import warm_up as run
 
-    base, tasks = prepared(encoder, suite, root, cache, 0)
-    loop = LoopConfig(
+    check_room(out)
+    base = load_base(encoder, default_device())
+    tasks = prepare_suites(suite, root, base.encoder(), cache, splits=("train", "dev"))
+    loop = cosine(
         steps,
-        warmup=min(200, steps // 10),
-        schedule="cosine",
+        min(200, steps // 10),
         accumulate=accumulate,
         save_every=save_every,
         eval_every=eval_every,
@@ -157,24 +159,26 @@ def warm_up(
         seed=seed,
     )
     progress = run(base, tasks, config, out)
-    _say(
-        f"step {progress.step}: dev {progress.best:.4f} in {progress.seconds / 60:.1f} min; {out / 'encoder'}"
-    )
+    # the last, as the weights that were written are, not the best
+    score = progress.curve[-1]["score"] if progress.curve else float("nan")
+    _say(f"step {progress.step}: dev {score:.4f} in {progress.seconds / 60:.1f} min; {out / 'encoder'}")
 
 
 def pretrain(
     base: Annotated[str, typer.Argument(help="Encoder or base folder, or a hub name.")],
     out: Out,
+    root: Root,
     suite: Suites = SUITES,
-    root: Root = None,
     cache: Cache = CACHE,
     name: Annotated[str, typer.Option(help="Name of the bank.")] = "deep",
     depth: Annotated[Literal["deep", "shallow"], typer.Option(help="deep or shallow.")] = "deep",
     injection: Annotated[
-        Literal["prefix", "add"], typer.Option(help="prefix (deep only) or add.")
-    ] = "prefix",
+        Literal["prefix", "add"] | None,
+        typer.Option(help="prefix (deep only) or add; by default prefix if deep, add if shallow."),
+    ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Bank folder to continue from; its shape is kept.")
+        Path | None,
+        typer.Option(help="Bank folder to continue from; its shape, injection and gates are kept."),
     ] = None,
     modules: Modules = 8,
     length: Length = 16,
@@ -208,14 +212,26 @@ def pretrain(
     seed: Seed = 42,
 ) -> None:
     """Pre-train a bank of modular prompts on many tasks with the encoder frozen (step 2)."""
+    from mp2.data.prepare import prepare_suites
+    from mp2.errors import ConfigError
+    from mp2.model.checkpoint import load_base
     from mp2.model.router import Routing
-    from mp2.training.loop import LoopConfig
+    from mp2.runtime import check_room, default_device
     from mp2.training.multitask import MultiTaskConfig, pretrain_prompts
 
-    loop = LoopConfig(
+    if depth == "shallow" and injection == "prefix":
+        raise ConfigError("--injection prefix: expected --depth deep; shallow prompts are added")
+    check_room(out)
+    loaded = load_base(base, default_device(), shard=shard)
+    continued = loaded.bank(str(start)) if start else None
+    if continued is not None:
+        injection, length = continued.bank.config.injection, continued.bank.config.length
+    elif injection is None:
+        injection = "prefix" if depth == "deep" else "add"
+    reserve = length if injection == "add" else 0
+    tasks = prepare_suites(suite, root, loaded.encoder(reserve), cache, splits=("train", "dev"))
+    loop = cosine(
         steps,
-        warmup=min(100, steps // 10),
-        schedule="cosine",
         accumulate=accumulate,
         save_every=save_every,
         eval_every=eval_every,
@@ -240,9 +256,6 @@ def pretrain(
         loop=loop,
         seed=seed,
     )
-    reserve = length if injection == "add" else 0
-    loaded, tasks = prepared(base, suite, root, cache, reserve, shard=shard)
-    continued = loaded.bank(str(start)) if start else None
     bank = pretrain_prompts(loaded, tasks, config, out, start=continued)
     score = bank.facts["dev"].get("score", float("nan"))
     _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")
@@ -263,21 +276,15 @@ def pretrain_ppt(
 ) -> None:
     """Pre-train one shallow prompt on raw text by next-sentence selection (PPT)."""
     from mp2.model.checkpoint import load_base
-    from mp2.runtime import default_device
+    from mp2.runtime import check_room, default_device, one_after_the_other
     from mp2.training.corpus import build_corpus
-    from mp2.training.loop import LoopConfig
     from mp2.training.ppt import pretrain_ppt as run
 
+    check_room(out)
     loaded = load_base(base, default_device())
-    corpus = build_corpus(texts, loaded.tokenizer, out / "corpus")
-    loop = LoopConfig(
-        steps,
-        warmup=min(100, steps // 10),
-        schedule="cosine",
-        save_every=save_every,
-        minutes=minutes,
-        precision=precision,
-    )
+    with one_after_the_other():
+        corpus = build_corpus(texts, loaded.tokenizer, out / "corpus")
+    loop = cosine(steps, save_every=save_every, minutes=minutes, precision=precision)
     bank = run(loaded, corpus, loop, out, length=length, tokens=tokens, lr=lr, seed=seed)
     _say(f"bank ppt: {bank.facts['steps']} steps in {bank.facts['seconds'] / 60:.1f} min; {out / 'bank'}")
 
@@ -291,33 +298,26 @@ def assemble(
     replace: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Put an encoder and its banks together as a base, with hashes and a model card."""
+    from mp2.errors import ConfigError
+    from mp2.runtime import check_folder
     from mp2.training.assemble import assemble as run
 
-    text = notes.read_text(encoding="utf-8") if notes else ""
+    check_folder(out, replace=replace, kind="mp2.json")
+    try:
+        text = notes.read_text(encoding="utf-8") if notes else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--notes {notes}: cannot be read as UTF-8 text: {error}") from error
     base = run(name, encoder, banks, out, notes=text, replace=replace)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     _say(f"{base.name}: banks {', '.join(base.banks)}; {size / 1e6:.1f} MB; {out}")
 
 
-def prepared(
-    path: Path | str,
-    suites: list[str],
-    root: Path | None,
-    cache: Path,
-    reserve: int,
-    *,
-    shard: bool = False,
-) -> tuple[Base, dict[str, PreparedTask]]:
-    """The base and the members of the suites that are at hand, prepared."""
-    from mp2.data.prepare import prepare_suites
-    from mp2.errors import ConfigError
-    from mp2.model.checkpoint import load_base
-    from mp2.runtime import default_device
+def cosine(steps: int, warmup: int | None = None, **more: Any) -> LoopConfig:
+    """A loop whose rates fall along a cosine, after a tenth of the steps, 100 at most, in which they rise."""
+    from mp2.training.loop import LoopConfig
 
-    if root is None:
-        raise ConfigError("name the folder of the public data sets with --root or MP2_DATA")
-    base = load_base(path, default_device(), shard=shard)
-    return base, prepare_suites(suites, root, base.encoder(reserve), cache, splits=("train", "dev"))
+    rise = min(100, steps // 10) if warmup is None else warmup
+    return LoopConfig(steps, warmup=rise, schedule="cosine", **more)
 
 
 def shares(text: str) -> dict[str, float]:

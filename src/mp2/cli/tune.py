@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mp2.cli.options import Seed
+
 if TYPE_CHECKING:
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
@@ -27,7 +29,7 @@ def tune(
     ] = None,
     method: Annotated[str | None, typer.Option(help="Method; see 'mp2 methods'.")] = None,
     model: Model = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    seed: Seed = 42,
     dev_share: Annotated[
         float, typer.Option(help="Share of the rows kept for dev when there is no --dev.")
     ] = 0.33,
@@ -46,8 +48,8 @@ def tune(
 ) -> None:
     """Learn a task from a few labelled rows and write an adapter."""
     from mp2.cli.evaluate import _pairs  # which imports from this file
-    from mp2.errors import CheckpointError, SearchError
-    from mp2.runtime import default_device, heavy_imports
+    from mp2.errors import SearchError
+    from mp2.runtime import check_folder, default_device, heavy_imports
 
     with heavy_imports():
         from mp2.evaluation.settings import with_settings
@@ -58,8 +60,7 @@ def tune(
 
     settings = _pairs("--set", "NAME=VALUE", setting or [])
     (row,) = with_settings([get_method(method or DEFAULT_METHOD)], settings)
-    if out.exists() and not replace:
-        raise CheckpointError(f"{out}: exists already; choose another folder or pass --replace")
+    check_folder(out, replace=replace, kind="adapter.json")
     spec, examples = labelled_rows(train, task)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
@@ -132,7 +133,7 @@ def predict(
 ) -> None:
     """Answer texts or rows with an adapter."""
     from mp2.errors import ConfigError
-    from mp2.runtime import autocast, default_device, heavy_imports, write_whole
+    from mp2.runtime import autocast, check_file, default_device, heavy_imports, write_whole
 
     with heavy_imports():
         from mp2.model.checkpoint import load_base
@@ -142,6 +143,8 @@ def predict(
 
     if (texts is None) == (input_ is None):
         raise ConfigError("give texts, or a file with --input: exactly one of the two")
+    if output is not None:
+        check_file(output)
     loaded = load_adapter(adapter)
     rows: list[Any] = plain_rows(input_) if input_ is not None else list(texts or ())
     predictor = Predictor(load_base(model or _base_of(loaded), default_device()))

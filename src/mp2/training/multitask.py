@@ -286,7 +286,13 @@ def pretrain_prompts(
     if start is not None:
         c = start.bank.config
         config = replace(
-            config, modules=c.modules, length=c.length, intrinsic=c.intrinsic, injection=c.injection
+            config,
+            depth="deep" if c.layers > 1 else "shallow",
+            modules=c.modules,
+            length=c.length,
+            intrinsic=c.intrinsic,
+            injection=c.injection,
+            routing=start.routing,
         )
     run = MultiTaskRun(base, tasks, config, start)
     bank = run.trained(fit(run, folder))
