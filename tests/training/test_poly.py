@@ -15,14 +15,15 @@ from mp2.errors import ConfigError
 from mp2.model.checkpoint import Base
 from mp2.model.low_rank import SkillsConfig, load_skills
 from mp2.training.loop import LoopConfig
-from mp2.training.poly import PolyConfig, PolyRun, pretrain_poly
+from mp2.training.poly import RUN, PolyRun, pretrain_poly
 from mp2.tuning.methods import get_method
 from mp2.tuning.stages import Gradient
 from mp2.tuning.tune import tune
 from tests.data.invented import rows_of, task, write_jsonl
 from tests.tuning.shots import review_rows, review_task
 
-CONFIG = PolyConfig(SkillsConfig(3, 1, 2), rows=4, dev_rows=4, loop=LoopConfig(4, save_every=2, eval_every=2))
+SKILLS = SkillsConfig(3, 1, 2)
+CONFIG = replace(RUN, rows=4, dev_rows=4, loop=LoopConfig(4, save_every=2, eval_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,10 @@ def test_pairs_routers_and_head_move_and_the_encoder_does_not(
 ) -> None:
     own = Base(base.path)
     before = {name: value.clone() for name, value in base.backbone.state_dict().items()}
-    skills = pretrain_poly(own, tasks, CONFIG, tmp_path)
+    skills = pretrain_poly(own, tasks, CONFIG, SKILLS, tmp_path)
     after = {name.replace(".base_layer", ""): value for name, value in own.backbone.state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    fresh = PolyRun(Base(base.path), tasks, CONFIG)
+    fresh = PolyRun(Base(base.path), tasks, CONFIG, SKILLS)
     parameters = {name: value for group in fresh.groups() for name, value in group.parameters.items()}
     moved = [name for name, value in skills.tensors.items() if not torch.equal(value, parameters[name])]
     assert moved and skills.tasks == ("classification", "extraction") and skills.base == base.fingerprint
@@ -54,13 +55,12 @@ def test_pairs_routers_and_head_move_and_the_encoder_does_not(
 def test_a_stopped_run_ends_where_a_whole_one_does(
     base: Base, tasks: dict[str, PreparedTask], tmp_path: Path
 ) -> None:
-    whole = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "whole")
+    whole = pretrain_poly(Base(base.path), tasks, CONFIG, SKILLS, tmp_path / "whole")
     half = replace(CONFIG, loop=replace(CONFIG.loop, steps=2))
-    pretrain_poly(Base(base.path), tasks, half, tmp_path / "parts")
+    pretrain_poly(Base(base.path), tasks, half, SKILLS, tmp_path / "parts")
     with pytest.raises(ConfigError, match=r"skills.rank was 2, is now 4;"):
-        other = replace(CONFIG, skills=replace(CONFIG.skills, rank=4))
-        pretrain_poly(Base(base.path), tasks, other, tmp_path / "parts")
-    parts = pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path / "parts")
+        pretrain_poly(Base(base.path), tasks, CONFIG, SkillsConfig(3, 1, 4), tmp_path / "parts")
+    parts = pretrain_poly(Base(base.path), tasks, CONFIG, SKILLS, tmp_path / "parts")
     for name, value in whole.tensors.items():
         torch.testing.assert_close(value, parts.tensors[name], atol=1e-6, rtol=1e-5)
 
@@ -88,8 +88,8 @@ def test_the_command_trains_on_tasks_of_the_catalogue(base: Base, tmp_path: Path
 
 
 def test_a_task_starts_from_it(base: Base, tasks: dict[str, PreparedTask], tmp_path: Path) -> None:
-    pretrain_poly(Base(base.path), tasks, CONFIG, tmp_path)
-    assert load_skills(tmp_path / "bank", base.fingerprint).config == CONFIG.skills
+    pretrain_poly(Base(base.path), tasks, CONFIG, SKILLS, tmp_path)
+    assert load_skills(tmp_path / "bank", base.fingerprint).config == SKILLS
     row = get_method("poly")
     stages = (Gradient({"router": 0.1}, 2, 1), Gradient({"lora": 1e-2, "head": 1e-2}, 2, 1))
     method = replace(row, bank=str(tmp_path / "bank"), stages=stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -47,14 +48,14 @@ def pretrain_poly(
     from mp2.model.checkpoint import load_base
     from mp2.model.low_rank import SkillsConfig
     from mp2.runtime import check_room, default_device
-    from mp2.training.poly import PolyConfig
+    from mp2.training.poly import RUN
     from mp2.training.poly import pretrain_poly as run
 
     check_room(out)
     loop = cosine(steps, save_every=save_every, eval_every=eval_every, minutes=minutes, precision=precision)
-    config = PolyConfig(SkillsConfig(skills, splits, rank), rows=rows, loop=loop, seed=seed)
+    config = replace(RUN, rows=rows, loop=loop, seed=seed)
     loaded = load_base(base, default_device())
     tasks = prepare_suites(suite, root, loaded.encoder(), cache, splits=("train", "dev"))
-    trained = run(loaded, tasks, config, out)
+    trained = run(loaded, tasks, config, SkillsConfig(skills, splits, rank), out)
     score = trained.facts["dev"].get("score", float("nan"))
     print(f"poly: dev {score:.4f} after {trained.facts['steps']} steps; {out / 'bank'}", file=sys.stderr)

@@ -33,7 +33,7 @@ from mp2.training.loop import Group, LoopConfig, Progressed, Trainer, only_train
 from mp2.training.options import mix_options
 from mp2.training.position_heads import add_position_heads
 
-Trainable = Literal["backbone", "head", "prompts", "router"]
+Trainable = Literal["backbone", "head", "lora", "prompts", "router"]
 
 
 @dataclass(frozen=True, slots=True)
