@@ -179,6 +179,14 @@ def test_xlsx(tmp_path: Path) -> None:
         book.active.append(cells)
     book.save(tmp_path / "map.xlsx")
     assert rows(tmp_path / "map.xlsx", format="xlsx") == [{"名": "晴", "值": "1"}, {"名": "雨", "值": ""}]
+    bold = openpyxl.styles.Font(bold=True)
+    book.active["C1"].font = book.active["E3"].font = bold  # formatted and empty: no columns
+    book.save(tmp_path / "map.xlsx")
+    assert len(rows(tmp_path / "map.xlsx", format="xlsx")) == 2
+    book.active["D2"] = "阴"
+    book.save(tmp_path / "more.xlsx")
+    with pytest.raises(DataError, match=r"more.xlsx:2: expected 2 columns \(名, 值\), got 4"):
+        rows(tmp_path / "more.xlsx", format="xlsx")
     with pytest.raises(DataError, match=r"no sheet 'Labels'; valid: Sheet"):
         rows(tmp_path / "map.xlsx", format="xlsx", sheet="Labels")
     with pytest.raises(DataError, match=r"not a readable .xlsx workbook"):
@@ -254,13 +262,13 @@ BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "gb18030",
         "text,label\n晴,1\n".encode("gb18030"),
         {"format": "csv"},
-        ":2: expected utf-8, but this is GB18030",
+        ":2: not valid utf-8: byte 0xc7 at column 1; perhaps GB18030 or Big5: save the file as UTF-8",
     ),
     (
         "gb18030 json",
         '[\n{"t": "晴天"}]'.encode("gb18030"),
         {"format": "json"},
-        ":2: expected utf-8, but this is GB",
+        ":2: not valid utf-8: byte 0xc7 at column 10; perhaps GB18030",
     ),
     (
         "utf-8",
@@ -304,6 +312,7 @@ BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         {"format": "json"},
         ":2: not readable JSON: Exceeds the",
     ),
+    ("old Mac", "text,label\r晴,0\r", {"format": "csv"}, ":1: lines end in a carriage return alone"),
     ("deep", "[" * 99_999 + "\n", {"format": "jsonl"}, ":1: not readable JSON: maximum recursion"),
     ("deep", "[" * 99_999, {"format": "json"}, ":1: not readable JSON: maximum recursion"),
     ("no object", "[1]\n", {"format": "jsonl"}, ":1: expected an object with a key per column, got list"),
@@ -418,6 +427,14 @@ def test_a_users_table_is_read_by_its_extension(tmp_path: Path) -> None:
 def test_a_table_without_a_header_is_refused(tmp_path: Path, first: str) -> None:
     with pytest.raises(DataError, match=r"a.csv:1: expected a header line"):
         list(read_table(write(tmp_path, first + first, "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"), [("a.csv", "text;label"), ("a.csv", "text\tlabel"), ("a.tsv", "文本，标签")]
+)
+def test_a_header_with_another_delimiter_is_told(tmp_path: Path, name: str, header: str) -> None:
+    with pytest.raises(DataError, match=rf"{name}:1: one column only, .*a comma stands between columns in"):
+        list(read_table(write(tmp_path, f"{header}\n晴\n", name)))
 
 
 def test_every_format_of_the_schema_has_a_reader() -> None:

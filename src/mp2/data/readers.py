@@ -158,6 +158,10 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
         except StopIteration:
             return
         except csv.Error as error:
+            if "new-line character" in str(error):
+                raise DataError(
+                    f"{places[0]}: lines end in a carriage return alone, as on old Macs; save the file as CSV UTF-8"
+                ) from error
             if "field limit" in str(error):
                 most = f"a cell has more than {csv.field_size_limit():,} characters"
                 raise DataError(f"{places[0]}: a quote that opens here is not closed, or {most}") from error
@@ -200,6 +204,10 @@ def _tsv(path: Path, source: FileSource, bad: OnBad) -> Rows:
 
 def _header(where: Where, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
+    if len(names) == 1 and re.search(r"[,，;；|\t]", names[0]):
+        raise DataError(
+            f"{where}: one column only, {names[0]!r}; a comma stands between columns in .csv, a tab in .tsv"
+        )
     for index, name in enumerate(names):
         if not name:
             raise DataError(f"{where}: column {index + 1} of the header has no name: {names}")
@@ -292,6 +300,8 @@ def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
             where = Where(path, number)
             if not any(cells):
                 continue
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()  # right of the table: formatted, and empty
             if not header:
                 header = _header(where, cells)
             elif row := _row(where, header, cells, bad):

@@ -88,19 +88,14 @@ def undecodable(where: Where, raw: bytes, encoding: str, error: UnicodeDecodeErr
         return f"{where}: expected {encoding}, but this is UTF-16; save the file as UTF-8"
     if error.reason == "unexpected end of data" and not raw.endswith(b"\n"):
         return f"{where}: the file ends in the middle of a character: it is cut"
-    for other in ("utf-8", "gb18030"):
-        if other == encoding.lower().replace("_", "-"):
-            continue
-        try:
-            raw.decode(other)
-        except UnicodeDecodeError:
-            continue
-        name = other.upper()
-        return (
-            f"{where}: expected {encoding}, but this is {name}; save the file as UTF-8"
-            f" (iconv -f {other} -t utf-8) or state its encoding ({other})"
-        )
-    return f"{where}: not valid {encoding}: byte {raw[error.start]:#04x} at column {error.start + 1}"
+    byte = f"{where}: not valid {encoding}: byte {raw[error.start]:#04x} at column {error.start + 1}"
+    if encoding.lower().replace("_", "-") == "utf-8":  # Big5 is often valid GB18030 too: nobody can tell
+        return f"{byte}; perhaps GB18030 or Big5: save the file as UTF-8"
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return byte
+    return f"{where}: expected {encoding}, but this is UTF-8"
 
 
 def _zip_member(path: Path, member: str | None) -> tuple[zipfile.ZipFile, str]:
