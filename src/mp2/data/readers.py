@@ -160,7 +160,7 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
         except csv.Error as error:
             if "new-line character" in str(error):
                 raise DataError(
-                    f"{places[0]}: lines end in a carriage return alone, as on old Macs; save the file as CSV UTF-8"
+                    f"{places[0]}: lines end in a carriage return alone, as on old Macs; save it as CSV UTF-8"
                 ) from error
             if "field limit" in str(error):
                 most = f"a cell has more than {csv.field_size_limit():,} characters"
