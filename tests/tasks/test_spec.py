@@ -99,6 +99,12 @@ def test_a_task_file_is_a_mapping(text: str) -> None:
         parse_task(text)
 
 
+@pytest.mark.parametrize("value", ["&a [*a]", "&a {b: *a}", "[" * 900 + "]" * 900, "[" * 3000 + "]" * 3000])
+def test_values_in_themselves_or_too_deep_are_told(value: str) -> None:
+    with pytest.raises(TaskError, match=r"<task>: values are nested too deep, or in themselves"):
+        parse_task(f"name: {value}\n")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="no such task file"):
         load_task(tmp_path / "absent.yaml")

@@ -271,13 +271,15 @@ def parse_task(text: str, path: Path | str = "<task>") -> TaskSpec:
         if not isinstance(node, yaml.MappingNode):
             raise TaskError(f"{Where(path, 1)}: expected a mapping of keys, such as 'name: my-task'")
         lines = _key_lines(node, path)
-        raw = loader.construct_document(node)
+        raw = _tuples(loader.construct_document(node))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         raise TaskError(f"{Where(path, line)}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError:  # brackets in brackets, or an alias (*) within what it stands for
+        raise TaskError(f"{path}: values are nested too deep, or in themselves") from None
     try:
-        return TaskSpec.model_validate(_tuples(raw))
+        return TaskSpec.model_validate(raw)
     except ValidationError as error:
         raise TaskError(_explain(error, lines, path)) from error
 
