@@ -22,6 +22,7 @@ from mp2.serving.batcher import Outcome
 from mp2.serving.edge import LOG
 from mp2.serving.predictor import Predictor, Row
 from mp2.serving.service import Service, Settings
+from mp2.serving.store import Store
 from mp2.tuning.adapter import load_adapter
 from tests.serving.kit import REVIEWS, ROWS, Stated, adapter, folder
 from tests.serving.live import Client, in_thread
@@ -257,6 +258,26 @@ def test_the_log_tells_of_requests_and_not_of_texts(call: Client, caplog: pytest
     assert not any(
         secret in record.getMessage() or "secret" in record.getMessage() for record in caplog.records
     )
+
+
+def test_an_adapter_whose_folder_no_task_can_be_named_by_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("Upper", "工单", "lower", ".half", "empty"):
+        (tmp_path / name).mkdir()
+        if name != "empty":
+            (tmp_path / name / "adapter.json").write_text("{}")
+    with caplog.at_level(logging.INFO, LOG.name):
+        store = Store(tmp_path)
+        assert store.names() == ("lower",) and store.find("Upper") is None
+        (tmp_path / "other").mkdir()
+        store.names()
+    lines = [json.loads(record.getMessage()) for record in caplog.records]
+    assert {(line["event"], line["folder"]) for line in lines} == {
+        ("not served", "Upper"),
+        ("not served", "工单"),
+    }
+    assert len(lines) == 2
 
 
 def test_a_bug_is_logged_by_its_place_and_answered_without_its_message(

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -34,20 +35,33 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._listed: tuple[int, tuple[str, ...]] = (-1, ())
+        self._told: set[str] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be used as a folder of adapters: {error}") from error
+        self.names()  # tells at once of folders that cannot be served
 
     def names(self) -> tuple[str, ...]:
         """Names of all adapters, sorted; listed again only when the folder has changed."""
         changed = self.folder.stat().st_mtime_ns
         if changed == self._listed[0]:
             return self._listed[1]
-        found = tuple(sorted(item.name for item in self.folder.iterdir() if self.find(item.name)))
+        items = [item.name for item in self.folder.iterdir()]
+        found = tuple(sorted(filter(self.find, items)))
+        self._tell_misnamed(items)
         if time.time_ns() - changed > CLOCK:
             self._listed = (changed, found)
         return found
+
+    def _tell_misnamed(self, items: Iterable[str]) -> None:
+        """Log once each adapter whose folder has a name that no task can have; dotted ones are unfinished."""
+        for name in {name for name in items if name[0] != "." and not re.fullmatch(NAME, name)} - self._told:
+            if (self.folder / name / "adapter.json").is_file():
+                from mp2.serving.edge import log  # whose libraries mp2 predict does without
+
+                self._told.add(name)
+                log("not served", folder=name, expected=NAME)
 
     def find(self, name: str) -> Path | None:
         """Folder of an adapter, or None where there is none of that name."""
