@@ -215,8 +215,10 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     ppt = pretrain_ppt(bare, corpus, loop, tmp_path / "ppt", length=4, tokens=512)
     with pytest.raises(ConfigError, match=r"holds another run: lr was 0.003, is now 0.5; choose"):
         pretrain_ppt(bare, corpus, loop, tmp_path / "ppt", length=4, tokens=512, lr=0.5)
-    with pytest.raises(ConfigError, match=r"holds another run: shape.ffn was 64, is now 96; lr was"):
-        other = replace(config, lr=0.5, shape=replace(shape, ffn=96))
+    with pytest.raises(
+        ConfigError, match=r"shape.ffn was 64, is now 96; lr was .*; vocabulary was 20000, is"
+    ):
+        other = replace(config, lr=0.5, shape=replace(shape, ffn=96), vocabulary=9_999)
         pretrain_backbone(corpus, folder, other, run, embeddings=words)
     assert ppt.base == bare.fingerprint
     made = assemble(

@@ -69,7 +69,7 @@ def pretrain_backbone(
         steps, warmup, betas=(0.9, 0.98), save_every=save_every, minutes=minutes, precision=precision
     )
     shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
-    config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed)
+    config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed, vocabulary)
     device = default_device()
     with one_after_the_other():
         corpus, tokenizer, embeddings = prepare_text(texts, out, vocabulary, hidden)

@@ -59,6 +59,7 @@ class BackboneConfig:
         loop: Steps, schedule, checkpoints.
         tokens: Tokens per batch.
         seed: Seed of initial values and batches.
+        vocabulary: Pieces of the vocabulary that were asked for; a small text has fewer.
     """
 
     shape: EncoderShape = field(default_factory=EncoderShape)
@@ -69,6 +70,7 @@ class BackboneConfig:
     )
     tokens: int = 4096
     seed: int = 42
+    vocabulary: int = 20_000
 
 
 class MaskedHead(nn.Module):
