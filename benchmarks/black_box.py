@@ -80,8 +80,8 @@ class Plain:
         """Loss of a router ``(1, L, K)`` and the intrinsic vectors of all prompts ``(L, K, d)``."""
         gates = torch.sigmoid(router)[0]
         every = torch.einsum("lkd,ldq->lkq", z, self.bank.A)
-        mixed = (gates[..., None] * every).sum(dim=1) / gates.sum(dim=1, keepdim=True)
-        prompts = mixed.unflatten(-1, (self.bank.config.length, self.bank.config.hidden))
+        mixed: Tensor = (gates[..., None] * every).sum(dim=1) / gates.sum(dim=1, keepdim=True)
+        prompts = mixed.reshape(len(mixed), self.bank.config.length, self.bank.config.hidden)
         logits = self.state.model.head(self._hidden(prompts))
         losses, known = row_losses(logits, self.batch, "option")
         return float(losses.sum() / known.sum())
@@ -323,7 +323,7 @@ def _warm(state: TaskState, objective: Objective) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer candidates; under five minutes")
     parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
     parser.add_argument("--model", help="base folder; the shipped model when absent")

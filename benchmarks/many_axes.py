@@ -49,7 +49,7 @@ class Mixture:
 
 def main() -> None:
     """Search and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--seeds", default="1,2")
     arguments = parser.parse_args()
