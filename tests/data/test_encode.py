@@ -95,6 +95,15 @@ def test_a_long_context_is_windowed_and_every_answer_is_somewhere(encoder: Encod
     assert gold and all("在什么地" in _text(encoder, window.ids) for window in row.windows)
 
 
+def test_a_text_of_too_many_windows_is_refused_where_an_answer_is_asked_for(encoder: Encoder) -> None:
+    row = {"context": "雨" * 5000, "question": "什么？", "answer": "雨"}
+    assert len(encoder([render(READING, row)])[0].windows) == 32
+    with pytest.raises(
+        TaskError, match=r"needs \d+ windows of 128 tokens, and 32 are read, .* first [\d,]+ char"
+    ):
+        encoder([render(READING, row, labelled=False)])
+
+
 def test_no_answer_is_a_span_of_the_template(encoder: Encoder) -> None:
     (row,) = encoder([render(MAYBE, {"context": "我的书。", "question": "什么？", "answer": ""})])
     (window,) = row.windows

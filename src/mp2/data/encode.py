@@ -61,7 +61,8 @@ class Encoder:
         max_length: Tokens the model can take, prompt slots included.
         reserve: Positions kept free for prompt slots (P for ``add`` injection, 0 for ``prefix``).
         stride: Tokens by which neighbouring context windows overlap.
-        max_windows: Windows kept per row of a span task; gold is looked for in all of them.
+        max_windows: Windows kept per labelled row of a span task; gold is looked for in all of them. A row
+            that asks for an answer and needs more is refused.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Encoder:
         """Encode examples; tokenises all their texts in one call.
 
         Raises:
-            TaskError: The parts that may not be cut leave no room, with the sizes and the row's beginning.
+            TaskError: The parts that may not be cut leave no room, or a text needs too many windows; with the
+                sizes and the row's beginning.
         """
         # few of them are different: template words and labels are those of all rows
         texts = list(dict.fromkeys(text for example in examples for text in _texts(example)))
@@ -158,9 +160,16 @@ class Encoder:
                 f"{_beginning(example)}"
             )
         gold = [_token_span(offsets, span) for span in example.spans]
+        starts = _starts(len(context), room, self.stride)
+        if len(starts) > self.max_windows and not example.labelled:
+            end = offsets[starts[self.max_windows - 1] + room - 1][1]
+            raise TaskError(
+                f"the text needs {len(starts)} windows of {self.room} tokens, and {self.max_windows} are read"
+                f", which hold its first {end:,} characters; give it in parts{_beginning(example)}"
+            )
         windows = [
             self._span_window(pieces, context, offsets, start, min(start + room, len(context)), gold, example)
-            for start in _starts(len(context), room, self.stride)[: self.max_windows]
+            for start in starts[: self.max_windows]
         ]
         return Encoded(tuple(windows))
 
