@@ -156,8 +156,9 @@ def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) ->
         (GOOD.encode("gb18030"), "GB18030"),
         (GOOD.replace("text,label", "words,mood"), "words"),
         (GOOD + "只有一行,怪评\n", "怪评"),
+        (GOOD + " ,好评\n", "shots.csv:14: its text is empty"),
     ],
-    ids=["empty file", "wrong encoding", "columns without meaning", "label with one example"],
+    ids=["empty file", "wrong encoding", "columns without meaning", "label with one example", "no text"],
 )
 def test_mistakes_are_told_and_nothing_is_written(
     base: Base, tmp_path: Path, text: str | bytes, message: str
@@ -165,6 +166,26 @@ def test_mistakes_are_told_and_nothing_is_written(
     result = tune(tmp_path, base, text)
     assert isinstance(result.exception, Mp2Error) and message in str(result.exception)
     assert "shots.csv" in str(result.exception) and not (tmp_path / "a").exists()
+
+
+def test_labels_that_the_model_cannot_tell_apart_are_told(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, "text,label\n很好,龘\n不错,龘\n太差,靐\n难看,靐\n")
+    assert "the labels '靐' and '龘' are the same tokens" in str(result.exception)
+    assert not (tmp_path / "a").exists()
+
+
+def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
+    base: Base, tmp_path: Path
+) -> None:
+    assert tune(tmp_path, base, GOOD).exit_code == 0
+    file = tmp_path / "new.csv"
+    file.write_text("words\n服务很好\n", encoding="utf-8")
+    result = run("predict", tmp_path / "a", "--input", file, "--model", base.path)
+    assert "new.csv:2: column 'text' is missing" in str(result.exception)
+    file.write_text("text\n服务很好\n", encoding="utf-8")
+    result = run("predict", tmp_path / "a", "--input", file, "--output", file, "--model", base.path)
+    assert isinstance(result.exception, ConfigError) and "is the file of the rows" in str(result.exception)
+    assert file.read_text(encoding="utf-8") == "text\n服务很好\n"
 
 
 def test_an_unknown_label_names_file_line_and_the_nearest(base: Base, tmp_path: Path) -> None:
@@ -192,8 +213,10 @@ def test_nan_and_lists_where_text_belongs_are_told(base: Base, tmp_path: Path) -
 
 def test_options_longer_than_the_window_are_told(base: Base, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    row = {"document": "文", "question": "问", "options": ["长" * 400, "二"], "label": 0}
-    file.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 4, encoding="utf-8")
+    rows = [
+        {"document": f"文{i}", "question": "问", "options": ["长" * 400, "二"], "label": 0} for i in range(4)
+    ]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     result = run("tune", file, "--out", tmp_path / "a", "--model", base.path)
     assert isinstance(result.exception, Mp2Error) and "window of 128" in str(result.exception)
 

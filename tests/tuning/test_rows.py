@@ -29,7 +29,7 @@ def test_of_every_label_there_is_one_on_either_side_or_it_is_refused() -> None:
     assert {row.answer for row in train} == {row.answer for row in dev} == {0, 1}
     for texts in (("差",), ("差", "差")):
         rows = _moods(("好", "正面"), ("很好", "正面"), *((text, "负面") for text in texts))
-        with pytest.raises(DataError, match="reviews.csv: label '负面' has one example only, or one text"):
+        with pytest.raises(DataError, match=r"reviews\.csv: label '负面' has one example only, or one text"):
             hold_out(rows, 0.33, 0, "reviews.csv")
 
 

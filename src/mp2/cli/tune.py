@@ -145,8 +145,10 @@ def predict(
         raise ConfigError("give texts, or a file with --input: exactly one of the two")
     if output is not None:
         check_file(output)
+        if input_ is not None and output.exists() and output.samefile(input_):
+            raise ConfigError(f"--output {output} is the file of the rows; name another")
     loaded = load_adapter(adapter)
-    rows: list[Any] = plain_rows(input_) if input_ is not None else list(texts or ())
+    rows: list[Any] = plain_rows(input_, loaded.task) if input_ is not None else list(texts or ())
     predictor = Predictor(load_base(model or _base_of(loaded), default_device()))
     predictor.add("task", loaded)
     with autocast(predictor.base.device, precision):

@@ -100,6 +100,20 @@ class Encoder:
         tokens = dict(zip(texts, self._tokenise(texts), strict=True))
         return [self._encode(example, tokens) for example in examples]
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuse labels that are the same to the model, of which nothing could be learned.
+
+        Raises:
+            TaskError: Two labels have the same tokens; it names both.
+        """
+        first: dict[tuple[int, ...], str] = {}
+        for label, (ids, _) in zip(labels, self._tokenise(list(labels)), strict=True):
+            other = first.setdefault(tuple(ids), label)
+            if other != label:
+                raise TaskError(
+                    f"the labels {other!r} and {label!r} are the same tokens to this model; reword one"
+                )
+
     def _tokenise(self, texts: list[str]) -> list[tuple[Tokens, list[Span]]]:
         if not texts:
             return []

@@ -15,9 +15,17 @@ from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec, load_task
 
 
-def plain_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a user's file, unchecked."""
-    return [row for _, row in read_table(path)]
+def plain_rows(path: Path, task: TaskSpec) -> list[dict[str, Any]]:
+    """Rows of a user's file that ask for an answer.
+
+    Raises:
+        DataError: The file cannot be read.
+        TaskError: A row does not fit the task, with its line.
+    """
+    located = list(read_table(path))
+    for where, row in located:
+        render(task, row, where=where, labelled=False)
+    return [row for _, row in located]
 
 
 def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, list[MRCExample]]:
@@ -29,7 +37,7 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
 
     Raises:
         DataError: The file cannot be read.
-        TaskError: A row does not fit the task, with its line.
+        TaskError: A row does not fit the task or has no text, with its line.
     """
     located = list(read_table(path))
     if isinstance(task, str):
@@ -39,7 +47,11 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             task = infer_task([row for _, row in located], path.stem)
         except TaskError as error:
             raise TaskError(f"{path}: {error}") from error
-    return task, [render(task, row, where=where) for where, row in located]
+    examples = [render(task, row, where=where) for where, row in located]
+    for (where, _), example in zip(located, examples, strict=True):
+        if not any(part.text.strip() for part in example.segments if part.role != "literal"):
+            raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
+    return task, examples
 
 
 def hold_out(
@@ -68,8 +80,8 @@ def hold_out(
         if len(members_of) < 2:
             name = "the task" if answer is None else f"label {examples[0].options[answer]!r}"
             raise DataError(
-                f"{path}: {name} has one example only, or one text again and again; tuning needs at least 2 of"
-                " each (one to learn from, one to check), 8 or more are better"
+                f"{path}: {name} has one example only, or one text again and again; tuning needs at least 2"
+                " of each (one to learn from, one to check), 8 or more are better"
             )
         rng.shuffle(members_of)
         count = min(len(members_of) - 1, max(1, round(share * len(members_of))))

@@ -67,6 +67,7 @@ def tune(
 
     Raises:
         ConfigError: No rows, a row without its answer, or settings that cannot work.
+        TaskError: Labels that the tokenizer cannot tell apart.
         SearchError: A black-box search cannot go on; ``best`` is the adapter at its best moment.
     """
     for name, rows in (("train", train), ("dev", dev)):
@@ -82,6 +83,7 @@ def tune(
             f"method {method.name}: task {task.name} ({task.family}) has no fixed labels; it is for tasks of"
             " family 'classification' or 'pair'"
         )
+    base.encoder().check_labels(task.labels)
     begin = time.monotonic()
     seed_everything(seed)
     state = TaskState(base, method, seed, classes=len(task.labels))
