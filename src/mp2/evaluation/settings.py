@@ -30,9 +30,7 @@ def with_settings(methods: Iterable[Method], settings: Mapping[str, str]) -> tup
     names = list(dict.fromkeys(name for method in changed for name in _names(method)))
     for name, value in settings.items():
         if name not in names:
-            raise ConfigError(
-                f"no method here has a setting {name!r}; {nearest(name, names, shown=40)}"
-            )
+            raise ConfigError(f"no method here has a setting {name!r}; {nearest(name, names, shown=40)}")
         changed = tuple(_changed(method, name, value) for method in changed)
     return changed
 
