@@ -14,7 +14,7 @@ A black-box search asks one question thousands of times: the same rows, another 
 
 The layers stay Hugging Face's own modules, whose parts are called one by one, or in the quicker form that
 ``mp2.model.frozen`` has for them. Decides nothing about losses
-(``mp2.tuning.objective``). Axes: N candidates, S tokens of all windows end to end, P prompt length, H hidden.
+(``mp2.tuning.objective``). Axes: N candidates, M tokens of all windows end to end, P prompt length, H hidden.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GPU_TOKENS = 1 << 18
 
 @dataclass(slots=True)
 class _Kept:
-    """What no candidate of the searched layer changes, for all S tokens (queries: those the layer needs)."""
+    """What no candidate of the searched layer changes, for all M tokens (queries: those the layer needs)."""
 
     query: Tensor
     key: Tensor
@@ -152,7 +152,7 @@ class Population:
             kept.own[:, some] = scores.softmax(dim=-1) @ value[:, text]
 
     def _leaving(self, prompt: Tensor) -> Tensor:
-        """The searched layer's output ``(S, H)`` for one prompt ``(1, P, H)``."""
+        """The searched layer's output ``(M, H)`` for one prompt ``(1, P, H)``."""
         found, entering = torch.empty_like(self._inputs[self.layer]), self._entering(prompt)
 
         def run(piece: Piece) -> None:

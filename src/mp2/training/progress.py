@@ -12,6 +12,8 @@ from typing import Any, Self
 import rich.progress
 from rich.console import Console
 
+INTERVAL = 30.0  # seconds between lines where stderr is no terminal
+
 
 class Progress:
     """Shows and logs the steps of one run.
@@ -21,13 +23,10 @@ class Progress:
         total: Steps in all.
         start: Steps already done.
         folder: Where ``log.jsonl`` and TensorBoard's events go; None for no logs.
-        interval: Seconds between lines where stderr is no terminal.
     """
 
-    def __init__(
-        self, title: str, total: int, start: int = 0, folder: Path | None = None, *, interval: float = 30.0
-    ) -> None:
-        self.title, self.total, self.start, self.interval = title, total, start, interval
+    def __init__(self, title: str, total: int, start: int = 0, folder: Path | None = None) -> None:
+        self.title, self.total, self.start = title, total, start
         self.folder = folder
         self._losses: list[float] = []
         self._tokens = 0
@@ -72,7 +71,7 @@ class Progress:
         note = f"loss {loss:.3f}  {self._rate():,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
-        elif self.title and time.monotonic() - self._shown > self.interval:
+        elif self.title and time.monotonic() - self._shown > INTERVAL:
             self._shown = time.monotonic()
             left = (time.monotonic() - self._begin) / max(1, step - self.start) * (self.total - step)
             self._say(f"{self.title}: step {step}/{self.total}  {note}  ETA {left / 60:.1f} min")

@@ -5,6 +5,7 @@ They lie where banks lie, under ``banks/<name>`` of a base, or in any folder tha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def part_fingerprint(base: Base, method: Method) -> str:
     if method.holds == "prompts":
         return base.bank(method.bank).fingerprint
     folder = _found(base, method.bank, method.holds)
-    return sha256(next(iter(sorted(folder.glob("*.safetensors"), reverse=True))))[:16]
+    files = sorted(folder.glob("*.safetensors"))  # an encoder has its span head in a file of its own
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:16]
 
 
 def load_encoder(base: Base, name: str) -> tuple[Backbone, SpanHead]:

@@ -23,9 +23,7 @@ CLIPS, CLIP = 5, 3.0  # how often hidden states are clipped, and at how many sta
 
 
 @torch.no_grad()
-def draw_projection(
-    bank: PromptBank, backbone: Backbone, batches: Sequence[MRCBatch], *, seed: int, alpha: float = 1.0
-) -> None:
+def draw_projection(bank: PromptBank, backbone: Backbone, batches: Sequence[MRCBatch], *, seed: int) -> None:
     """Fill a factored bank of one module: A at random, z with zeros.
 
     Args:
@@ -33,14 +31,13 @@ def draw_projection(
         backbone: The frozen encoder.
         batches: The train rows, whose hidden states set the scale of the deeper layers.
         seed: Seed of A.
-        alpha: Factor of the scale.
     """
     generator = torch.Generator().manual_seed(seed)
     scales = [backbone.embeddings.word_embeddings.weight.float().std()]
     scales += hidden_scales(backbone, batches, bank.config.layers)[1:]
     for layer, scale in enumerate(scales):
         noise = torch.randn(bank.A[layer].shape, generator=generator).to(bank.A.device)
-        bank.A[layer] = noise * alpha * scale / math.sqrt(bank.config.intrinsic)
+        bank.A[layer] = noise * scale / math.sqrt(bank.config.intrinsic)
     bank.z.zero_()
 
 

@@ -69,13 +69,11 @@ class SearchRun:
         self.search: dict[str, Any] | None = None
         self._begin = time.monotonic()
         saved = folder.load() if folder is not None else None
-        self.resumed = saved is not None
         if saved is not None:
             self._restore(saved)
         else:
-            self.save(
-                0, {}
-            )  # a folder that cannot be written is known now, and no log is ever without a state
+            # a folder that cannot be written is known now, and no log is ever without a state
+            self.save(0, {})
             self.flush()
 
     def enter(self, index: int) -> bool:

@@ -8,7 +8,7 @@ learning rate. Each stage starts with fresh optimiser moments (the released code
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mp2.errors import ConfigError, nearest
@@ -190,15 +190,3 @@ class Contrastive:
 
 
 Stage = Gradient | Bayes | Cma | Probe | Contrastive
-
-
-@dataclass(slots=True)
-class Curve:
-    """What happened during tuning: one record per dev score.
-
-    Attributes:
-        records: ``stage``, ``step`` (or call), ``loss`` on train, ``dev`` score, ``dev_loss``,
-            ``seconds``.
-    """
-
-    records: list[dict[str, float]] = field(default_factory=list)
