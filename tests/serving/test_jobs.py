@@ -30,7 +30,7 @@ from tests.serving.kit import REVIEWS, folder
 from tests.serving.live import Client, in_process, in_thread
 
 ROWS = [
-    {"text": f"这家店{'好' if n % 2 else '坏'}{'的' * (n % 5)}", "label": "好坏"[n % 2]} for n in range(16)
+    {"text": f"这家店{'好' if n % 2 else '坏'}{'的' * (n // 2)}", "label": "好坏"[n % 2]} for n in range(16)
 ]
 BODY = {"name": "shop", "examples": ROWS, "seed": 1}
 

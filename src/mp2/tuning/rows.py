@@ -84,8 +84,11 @@ def hold_out(
                 " of each (one to learn from, one to check), 8 or more are better"
             )
         rng.shuffle(members_of)
-        count = min(len(members_of) - 1, max(1, round(share * len(members_of))))
-        dev.update(index for members in members_of[:count] for index in members)
+        wanted, taken = max(1, round(share * sum(map(len, members_of)))), 0
+        for members in members_of[:-1]:
+            if taken < wanted:
+                dev.update(members)
+                taken += len(members)
     return (
         [example for index, example in enumerate(examples) if index not in dev],
         [example for index, example in enumerate(examples) if index in dev],
