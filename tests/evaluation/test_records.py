@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from mp2.errors import ConfigError, DataError
 from mp2.evaluation.records import (
     RecordFile,
-    check_known,
     done_keys,
     open_records,
     pack_scores,
@@ -43,7 +42,7 @@ def test_appended_records_come_back(tmp_path: Path) -> None:
         with open_records(path) as file:
             file.append(each)
     assert read_records([path]) == [first, second]
-    assert done_keys(path) == {first.key}
+    assert done_keys([path]) == {first.key}
 
 
 def test_a_half_written_last_line_is_left_out_and_mended(tmp_path: Path) -> None:
@@ -106,11 +105,11 @@ def test_a_run_that_was_done_otherwise_is_not_taken_for_done(tmp_path: Path) -> 
         file.append(record(seed=13, settings=""))
         file.append(record(seed=21, status="failed", settings="steps=9"))
     same = [record(seed=8), record(seed=13), record(seed=21), record(seed=42, settings="steps=9")]
-    check_known(same, [absent, path])
+    done_keys([absent, path], same)
     for change in ({"settings": "steps=9"}, {"splits": "train,dev"}):
         (name,) = change
         with pytest.raises(ConfigError, match=rf"r\.jsonl:1: mp2-deep-gd on lcqmc was run with {name}"):
-            check_known([record(seed=8, **change)], [path])  # type: ignore[arg-type]
+            done_keys([path], [record(seed=8, **change)])  # type: ignore[arg-type]
 
 
 def test_the_first_records_were_of_pool_and_test(tmp_path: Path) -> None:

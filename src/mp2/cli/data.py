@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mp2.cli.options import Json
+
 if TYPE_CHECKING:
     from mp2.data.encode import Encoder
-    from mp2.tasks.spec import TaskSpec
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, prepare and look at the public data sets.")
 
 Names = Annotated[list[str], typer.Argument(help="Suites, such as pretrain-38, or tasks of the catalogue.")]
 Root = Annotated[Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 PAPER = ["pretrain-38", "unseen-data-7", "unseen-task-7"]
 
 
@@ -35,7 +35,9 @@ def fetch(
     from mp2.errors import DataError
     from mp2.tasks import catalogue
 
-    several = [[_task(name)] if _is_file(name) else catalogue.tasks_of(name) for name in names]
+    several = [
+        [catalogue.find(name)] if catalogue.is_file(name) else catalogue.tasks_of(name) for name in names
+    ]
     tasks = {task.name: task for each in several for task in each}
     done = bring(list(tasks.values()), _root(root, absent=True), endpoint=endpoint, say=_say)
     single = {each[0].name for each in several if len(each) == 1}
@@ -114,8 +116,9 @@ def preview(
     """Show rows as the model reads them, the right answer between 【 and 】."""
     from mp2.data.preview import marked, pick_examples
     from mp2.data.sources import layout
+    from mp2.tasks import catalogue
 
-    task, folder = _task(name).verbalised(verbaliser), _root(root)
+    task, folder = catalogue.find(name).verbalised(verbaliser), _root(root)
     chosen = split or next(iter(layout(task, folder).splits))
     picked = pick_examples(task, chosen, folder, rows, seed=seed)
     if json_:
@@ -183,17 +186,6 @@ def _encoder(model: str | None, length: int | None, reserve: int) -> Encoder:
         encoder: Encoder = load_base(model).encoder(reserve, length)
         return encoder
     return Encoder(load_tokenizer(model), length or 512, reserve=reserve)
-
-
-def _task(name: str) -> TaskSpec:
-    from mp2.tasks import catalogue
-    from mp2.tasks.spec import load_task
-
-    return load_task(name) if _is_file(name) else catalogue.get(name)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
 
 
 def _root(root: Path | None, *, absent: bool = False) -> Path:

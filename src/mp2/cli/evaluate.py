@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mp2.cli.options import LAST_SEED
-from mp2.cli.tune import Json, Model
+from mp2.cli.options import LAST_SEED, Json, Model, pairs
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="MP2_DATA")]
 
@@ -93,8 +92,8 @@ def evaluate(
         shots=_numbers("shots", shots) if shots else (None,),
         test_rows=test_rows,
         variant=variant,
-        banks=_pairs("--bank", "NAME=FOLDER", bank or []),
-        settings=_pairs("--set", "NAME=VALUE", setting or []),
+        banks=pairs("--bank", "NAME=FOLDER", bank or []),
+        settings=pairs("--set", "NAME=VALUE", setting or []),
         splits=_two_splits(splits),
         device=default_device(),
     )
@@ -162,12 +161,3 @@ def _two_splits(text: str) -> tuple[str, str]:
     if len(names) != 2:
         raise ConfigError(f"--splits: expected two names, such as pool,test, got {text!r}")
     return names[0], names[1]
-
-
-def _pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
-    from mp2.errors import ConfigError
-
-    for value in values:
-        if "=" not in value:
-            raise ConfigError(f"{option}: expected {form}, got {value!r}")
-    return {name: after for name, _, after in (value.partition("=") for value in values)}

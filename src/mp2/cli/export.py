@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from mp2.cli.options import Model
+
 app = typer.Typer(no_args_is_help=True, help="Adapters in other programs' formats.")
 hub = typer.Typer(no_args_is_help=True, help="Adapters and bases on the Hugging Face hub.")
-Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Replace = Annotated[bool, typer.Option(help="Replace the folder if it exists.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit; the main branch by default.")]

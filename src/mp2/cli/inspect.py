@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mp2.cli.tune import Json, Model
+from mp2.cli.options import Json, Model
 
 if TYPE_CHECKING:
     from mp2.evaluation.inspect import Inspection

@@ -1,4 +1,4 @@
-"""Options that commands of several files share."""
+"""Options that commands of several files share, and how their values are read."""
 
 from __future__ import annotations
 
@@ -7,4 +7,20 @@ from typing import Annotated
 import typer
 
 LAST_SEED = 2**32 - 1  # NumPy takes no other
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LAST_SEED)]
+
+
+def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
+    """Values of the form ``NAME=VALUE`` as a dictionary.
+
+    Raises:
+        ConfigError: One has no equals sign.
+    """
+    from mp2.errors import ConfigError
+
+    for value in values:
+        if "=" not in value:
+            raise ConfigError(f"{option}: expected {form}, got {value!r}")
+    return {name: after for name, _, after in (value.partition("=") for value in values)}

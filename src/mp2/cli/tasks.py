@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mp2.cli.options import Json
+
 if TYPE_CHECKING:
     from mp2.tasks.spec import TaskSpec
 
@@ -18,7 +20,6 @@ Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the data sets, to see which are there.", envvar="MP2_DATA"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @app.command("list")
@@ -90,9 +91,8 @@ def show(
     """Print a task in full, as a task file."""
     from mp2.tasks import catalogue
     from mp2.tasks.infer import dump_task
-    from mp2.tasks.spec import load_task
 
-    task = load_task(name) if name.endswith((".yaml", ".yml")) else catalogue.get(name)
+    task = catalogue.find(name)
     if json_:
         print(json.dumps(task.model_dump(mode="json", exclude_none=True), ensure_ascii=False))
         return

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mp2.cli.options import Seed
+from mp2.cli.options import Json, Model, Seed, pairs
 
 if TYPE_CHECKING:
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 SEARCHED = ("calls", "ended", "interrupted", "similar_tasks")  # facts of a black-box search
-Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 
 
 def tune(
@@ -47,7 +45,6 @@ def tune(
     json_: Json = False,
 ) -> None:
     """Learn a task from a few labelled rows and write an adapter."""
-    from mp2.cli.evaluate import _pairs  # which imports from this file
     from mp2.errors import SearchError
     from mp2.runtime import check_folder, default_device, heavy_imports
 
@@ -58,7 +55,7 @@ def tune(
         from mp2.tuning.rows import hold_out, labelled_rows
         from mp2.tuning.tune import tune as run
 
-    settings = _pairs("--set", "NAME=VALUE", setting or [])
+    settings = pairs("--set", "NAME=VALUE", setting or [])
     (row,) = with_settings([get_method(method or DEFAULT_METHOD)], settings)
     check_folder(out, replace=replace, kind="adapter.json")
     spec, examples = labelled_rows(train, task)

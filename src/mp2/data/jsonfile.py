@@ -121,10 +121,8 @@ class _Buffer:
             except json.JSONDecodeError as error:
                 if self.ended or not _may_go_on(error, len(self.text)):
                     raise DataError(self._explain(error)) from error
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # a number too long for Python, lists in lists in lists
+            # a number too long for Python, lists in lists in lists
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{self.where}: not readable JSON: {error}") from error
             else:
                 if end < len(self.text) or self.ended:

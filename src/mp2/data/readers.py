@@ -82,12 +82,19 @@ def read_table(path: Path | str, *, on_bad: OnBad | None = None) -> Rows:
         if first and suffix in ("csv", "tsv", "xlsx"):
             _check_header(path, row)
         first = False
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # JSON can write it, and nothing can show or save it
+        if source.format in ("json", "jsonl") and not _encodable(row):
             (on_bad or _raise)(DataError(f"{where}: half a character (a lone surrogate)"))
             continue
         yield where, row
+
+
+def _encodable(row: Row) -> bool:
+    """Whether a row can be shown and saved: JSON alone can write half a character."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _raise(error: DataError) -> None:

@@ -19,7 +19,7 @@ from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
-from mp2.evaluation.records import Record, check_known, done_keys, open_records, pack_scores
+from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
 from mp2.evaluation.runners import run_here, run_on_ray
 from mp2.evaluation.settings import with_settings
 from mp2.model.checkpoint import Base, load_base
@@ -184,7 +184,7 @@ class Bench:
             bank=run.method.bank,
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
-            settings=" -> ".join(map(repr, run.method.stages)),
+            settings=run.method.settings,
             splits=",".join(self.grid.splits),
             bank_steps=self._bank_steps(run.method),
         )
@@ -327,8 +327,7 @@ def run_grid(
 
 def pending(bench: Bench, files: Sequence[Path]) -> list[Run]:
     """Runs that none of some records files holds as done."""
-    check_known(map(bench.planned, bench.runs()), files)
-    done = set[str]().union(*map(done_keys, files))
+    done = done_keys(files, map(bench.planned, bench.runs()))
     return [run for run in bench.runs() if bench.planned(run).key not in done]
 
 

@@ -148,23 +148,19 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     return records
 
 
-def done_keys(path: Path) -> set[str]:
-    """Keys of the runs that a file holds and that succeeded; none if there is no file."""
-    return {record.key for _, record in _located(path) if record.status == "done"} if path.exists() else set()
-
-
-def check_known(planned: Iterable[Record], paths: Iterable[Path]) -> None:
-    """Check that runs which count as done were done as they are planned now.
+def done_keys(paths: Iterable[Path], planned: Iterable[Record] = ()) -> set[str]:
+    """Keys of the runs that files hold and that succeeded; a file that is not there holds none.
 
     Raises:
-        ConfigError: A file holds one of them with other settings or splits.
+        ConfigError: One of them is planned, and was done with other settings or splits.
     """
-    plans = {record.key: record for record in planned}
+    plans, done = {record.key: record for record in planned}, set[str]()
     for path in (path for path in paths if path.exists()):
         for where, record in _located(path):
-            plan = plans.get(record.key)
-            if plan is None or record.status != "done":
+            if record.status != "done":
                 continue
+            done.add(record.key)
+            plan = plans.get(record.key, record)
             for name in ("settings", "splits"):
                 was, now = getattr(record, name), getattr(plan, name)
                 if was and was != now:  # the first records told no settings
@@ -172,6 +168,7 @@ def check_known(planned: Iterable[Record], paths: Iterable[Path]) -> None:
                         f"{where}: {record.method} on {record.task} was run with {name} {was}, and would now"
                         f" run with {now}: name it with another variant"
                     )
+    return done
 
 
 def _located(path: Path) -> Iterator[tuple[Where, Record]]:

@@ -188,7 +188,7 @@ def _notes(
         f" {span_text(cell.records[0].test_rows for cell in every)} test rows per task; bold: best of its"
         " column."
     ]
-    if any(len(cell.seeds) < most_seeds(cells) for cell in every):
+    if len({len(cell.seeds) for cell in every}) > 1:
         notes.append("[n]: n seeds alone; one seed has no deviation and is never the best.")
     if paper:
         notes.append(

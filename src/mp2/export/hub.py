@@ -141,7 +141,7 @@ def pull(name: str, folder: Path, *, replace: bool = False, **where: Any) -> str
         raise CheckpointError(f"{folder}: exists already; choose another folder or replace it")
     found = fetch(name, **where)
     about = _about(found)
-    kind = "mp2.json" if (found / "mp2.json").exists() else "adapter.json"
+    kind = "mp2.json" if _is_base(found) else "adapter.json"
     with whole_folder(folder, replace=replace, kind=kind) as aside:
         shutil.copytree(found, aside, dirs_exist_ok=True)  # the cache holds links; the copy holds files
     return about

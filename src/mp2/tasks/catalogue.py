@@ -58,6 +58,20 @@ def suite(name: str) -> tuple[str, ...]:
     return _members()[name]
 
 
+def is_file(name: str) -> bool:
+    """Whether a name is that of a task file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def find(name: str) -> TaskSpec:
+    """A task by its name in the catalogue, or a task file.
+
+    Raises:
+        TaskError: There is none, or the file is no task.
+    """
+    return load_task(name) if is_file(name) else get(name)
+
+
 def tasks_of(name: str) -> tuple[TaskSpec, ...]:
     """The tasks of a suite, or the one task of that name.
 

@@ -42,6 +42,11 @@ class Method:
     about: str = ""
 
     @property
+    def settings(self) -> str:
+        """The stages with all their settings, in words, as records and adapters keep them."""
+        return " -> ".join(map(repr, self.stages))
+
+    @property
     def groups(self) -> tuple[GroupName, ...]:
         """Every group that a stage moves, in order."""
         return tuple(dict.fromkeys(group for stage in self.stages for group in stage.groups))

@@ -12,7 +12,7 @@ from mp2.errors import DataError, TaskError
 from mp2.tasks import catalogue
 from mp2.tasks.infer import infer_task
 from mp2.tasks.render import MRCExample, render
-from mp2.tasks.spec import TaskSpec, load_task
+from mp2.tasks.spec import TaskSpec
 
 
 def plain_rows(path: Path, task: TaskSpec) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
     """
     located = list(read_table(path))
     if isinstance(task, str):
-        task = load_task(task) if Path(task).suffix in (".yaml", ".yml") else catalogue.get(task)
+        task = catalogue.find(task)
     if task is None:
         try:
             task = infer_task([row for _, row in located], path.stem)

@@ -38,9 +38,8 @@ class SearchFolder:
     def __init__(self, folder: Path | str, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = Path(folder), dict(identity)
         self._lines: list[str] = []
-        self._step: tuple[Mapping[str, Any], int] | None = (
-            None  # the last whole one, and how many lines it has
-        )
+        # the last whole one, and how many lines it has
+        self._step: tuple[Mapping[str, Any], int] | None = None
         self._size = 0  # of the log, up to the newest state
         self._number = 0
         self._saved_at = time.monotonic()

@@ -206,7 +206,7 @@ def _adapter(
     facts |= {
         "dev": best.key[0],
         "kept_stage": best.stage,
-        "settings": " -> ".join(map(repr, state.method.stages)),
+        "settings": state.method.settings,
         "tuned_parameters": state.tuned_parameters,
         "seconds": round(seconds, 2),
         "versions": version_facts(),
