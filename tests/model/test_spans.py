@@ -9,6 +9,7 @@ import torch
 
 from mp2.data.batch import MRCBatch, collate
 from mp2.data.encode import Encoded, Window
+from mp2.model.answer_length import AnswerLength
 from mp2.model.spans import best_spans, by_row, log_probs, option_log_probs, option_scores, row_losses
 
 RAGGED = [
@@ -108,6 +109,38 @@ def test_the_best_span_is_the_best_of_all_spans(limit: int) -> None:
         spans = [(s, e) for s, e in itertools.product(range(3, 10), repeat=2) if s <= e < s + limit]
         expected = max(spans, key=lambda span: (scores[span[0], 0] + scores[span[1], 1]).item())
         assert best_spans(logits, batch, max_tokens=limit)[0].tokens == expected
+
+
+def test_with_the_length_of_each_tasks_answers_the_best_span_is_the_best_of_all_by_both() -> None:
+    lengths = [AnswerLength(1.0, 0.4), None, AnswerLength(0.0, 0.2)]
+    batch = collate([Encoded((Window([2] * 12, context=(3, 9)),))] * 3, [0, 1, 2])
+    chosen = set()
+    for seed in range(20):
+        logits = _logits(batch, seed)
+        found = best_spans(logits, batch, lengths)
+        for row, length in enumerate(lengths):
+            scores = log_probs(logits, batch)[row]
+            best = {
+                (s, e): (scores[s, 0] + scores[e, 1] + (length.log_shares(9)[e - s] if length else 0)).item()
+                for s, e in itertools.product(range(3, 10), repeat=2)
+                if s <= e
+            }
+            expected = max(best, key=best.__getitem__)
+            plain = (scores[expected[0], 0] + scores[expected[1], 1]).item()
+            assert found[row].tokens == expected
+            assert found[row].log_prob == pytest.approx(plain)  # the model's own, whatever the length says
+            chosen.add((row, expected))
+    assert {e - s for row, (s, e) in chosen if row == 2} == {0}
+
+
+def test_no_answer_beats_a_span_by_start_and_end_alone() -> None:
+    batch = collate([Encoded((Window([2] * 9, context=(3, 8), no_answer=(1, 2)),))])
+    logits = torch.zeros(1, 9, 2)
+    logits[0, 3, 0] = logits[0, 8, 1] = 4.0
+    logits[0, 1, 0] = logits[0, 2, 1] = 3.0
+    assert best_spans(logits, batch)[0].tokens == (3, 8)
+    assert best_spans(logits, batch, [AnswerLength(1.8, 0.5)])[0].tokens == (3, 8)
+    assert best_spans(logits, batch, [AnswerLength(0.0, 0.1)])[0].tokens is None
 
 
 def test_no_answer_competes_with_the_spans_of_all_windows() -> None:

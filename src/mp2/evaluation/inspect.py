@@ -177,6 +177,7 @@ def knockouts(
             [example.options for example in examples],
             bank.bank.compose(mix),
             injection=composed.injection,
+            lengths=[composed.answer_length],
         )
         golds = [example.gold_texts for example in examples]
         return score(adapter.task.metric or "accuracy", [answer.text for answer in answers], golds)

@@ -106,6 +106,7 @@ def test_scores(adapter: Adapter, base: Base, task: FewShotTask) -> list[float]:
         [example.options for example in test.examples],
         prompts,
         injection=composed.injection,
+        lengths=[composed.answer_length],
     )
     one = METRICS[task.spec.metric or "accuracy"]
     return [

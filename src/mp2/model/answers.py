@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
 from mp2.data.encode import Encoded
+from mp2.model.answer_length import AnswerLength
 from mp2.model.bank import Injection
 from mp2.model.mrc import Heads, MRCModel
 from mp2.model.spans import Score, SpanAnswer, best_spans, option_log_probs
@@ -51,6 +52,7 @@ def answer_rows(
     *,
     injection: Injection = "prefix",
     heads: Heads | None = None,
+    lengths: Sequence[AnswerLength | None] | None = None,
     score: Score = "log-prob",
     tokens: int | None = None,
 ) -> list[Answer]:
@@ -66,6 +68,7 @@ def answer_rows(
         which: Prompt (and head) of each row, or one index for all.
         injection: How prompts enter a layer.
         heads: Span heads of the N tasks; the model's own for all when None.
+        lengths: Length of the answers of the N tasks, where it is known.
         score: Option score.
         tokens: Padded tokens a forward may hold; what suits the device when None.
     """
@@ -92,6 +95,7 @@ def answer_rows(
             [contexts[i] for i in group],
             [options[i] for i in group],
             score,
+            lengths and [lengths[index] for index in used],
         )
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer
@@ -113,10 +117,14 @@ def read_answers(
     contexts: Sequence[str],
     options: Sequence[Sequence[str]],
     score: Score = "log-prob",
+    lengths: Sequence[AnswerLength | None] | None = None,
 ) -> list[Answer]:
-    """Answers of one batch from its ``(B, T, 2)`` logits; rows, contexts and options in the batch's order."""
+    """Answers of one batch from its ``(B, T, 2)`` logits; rows, contexts and options in the batch's order.
+
+    ``lengths`` are of the tasks that ``batch.prompt`` tells apart.
+    """
     scored = option_log_probs(logits, batch, score) if len(batch.options) else []
-    spans = best_spans(logits, batch) if any(not row.n_options for row in rows) else []
+    spans = best_spans(logits, batch, lengths) if any(not row.n_options for row in rows) else []
     answers: list[Answer] = []
     first = 0
     for place, row in enumerate(rows):

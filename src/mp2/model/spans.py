@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mp2.data.batch import MRCBatch
+from mp2.model.answer_length import AnswerLength
 
 Score = Literal["log-prob", "logit-product"]
 Loss = Literal["span", "option"]
@@ -101,14 +102,23 @@ class SpanAnswer:
     log_prob: float
 
 
-def best_spans(logits: Tensor, batch: MRCBatch, *, max_tokens: int = 64) -> list[SpanAnswer]:
+def best_spans(
+    logits: Tensor,
+    batch: MRCBatch,
+    lengths: Sequence[AnswerLength | None] | None = None,
+    *,
+    max_tokens: int = 64,
+) -> list[SpanAnswer]:
     """Best answer span of each row: start <= end, inside the context, of at most ``max_tokens`` tokens.
 
-    Where the text offers the words "no answer", they compete with the spans of the context.
+    Spans compete by start and end log-probability and, where it is known how long a task's answers are, by
+    the log density of their length. Where the text offers the words "no answer", they compete with the best
+    span, by start and end alone.
 
     Args:
         logits: ``(B, T, 2)``.
         batch: The batch they came from.
+        lengths: Length of the answers of the N tasks that ``batch.prompt`` tells apart, where it is known.
         max_tokens: Length limit of an answer.
     """
     scores = log_probs(logits, batch)
@@ -120,30 +130,38 @@ def best_spans(logits: Tensor, batch: MRCBatch, *, max_tokens: int = 64) -> list
     reach = min(max_tokens, width)
     padded = torch.cat([end, end.new_full((windows, reach - 1), float("-inf"))], dim=1)
     ends = padded.unfold(1, reach, 1)  # (B, T, reach): end scores of the tokens from here on
+    if lengths is not None:
+        unknown = end.new_zeros(reach)
+        known = torch.stack([one.log_shares(reach, end.device) if one else unknown for one in lengths])
+        ends = ends + known[batch.prompt[batch.window_row]][:, None]
     best_end, offset = ends.max(dim=2)
     total, first = (start + best_end).max(dim=1)
     last = first + offset.gather(1, first[:, None])[:, 0]
-    return _pick(scores, batch, total.tolist(), first.tolist(), last.tolist())
+    index = torch.arange(windows, device=logits.device)
+    plain = start[index, first] + end[index, last.clamp_max(width - 1)]
+    return _pick(scores, batch, total.tolist(), plain.tolist(), first.tolist(), last.tolist())
 
 
 def _pick(
-    scores: Tensor, batch: MRCBatch, total: Sequence[float], first: Sequence[int], last: Sequence[int]
+    scores: Tensor,
+    batch: MRCBatch,
+    total: Sequence[float],
+    plain: Sequence[float],
+    first: Sequence[int],
+    last: Sequence[int],
 ) -> list[SpanAnswer]:
-    nothing = batch.no_answer[:, 0] >= 0
+    """The best of each row's windows by ``total``, unless "no answer" beats its ``plain`` score."""
+    offered = batch.no_answer[:, 0] >= 0
     index = torch.arange(len(scores), device=scores.device)
     at = batch.no_answer.clamp_min(0)
-    no_score = scores[index, at[:, 0], 0] + scores[index, at[:, 1], 1]
-    no_score = no_score.masked_fill(~nothing, float("-inf"))
-    best: list[SpanAnswer | None] = [None] * batch.rows
-    # "no answer" must beat the best span of the row over all its windows
-    for b, row in enumerate(batch.window_row.tolist()):
-        for tokens, value in (((first[b], last[b]), total[b]), (None, float(no_score[b]))):
-            current = best[row]
-            if current is None or value > current.log_prob:
-                best[row] = SpanAnswer(b, tokens, value)
-    return [
-        answer
-        if answer is not None and answer.log_prob > float("-inf")
-        else SpanAnswer(0, None, float("-inf"))
-        for answer in best
-    ]
+    nothing = (scores[index, at[:, 0], 0] + scores[index, at[:, 1], 1]).masked_fill(~offered, float("-inf"))
+    leading = [float("-inf")] * batch.rows
+    best = [SpanAnswer(0, None, float("-inf"))] * batch.rows
+    rows = batch.window_row.tolist()
+    for b, row in enumerate(rows):
+        if total[b] > leading[row]:
+            leading[row], best[row] = total[b], SpanAnswer(b, (first[b], last[b]), plain[b])
+    for b, row in enumerate(rows):
+        if float(nothing[b]) > best[row].log_prob:
+            best[row] = SpanAnswer(b, None, float(nothing[b]))
+    return best

@@ -230,6 +230,7 @@ class Predictor:
             which,
             injection=tasks[0].composed.injection,
             heads=heads_of(tasks),
+            lengths=[task.composed.answer_length for task in tasks],
             tokens=self.tokens,
         )
 

@@ -10,8 +10,9 @@ Loading it on another base or bank is refused with both names.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mp2.errors import CheckpointError, Where
+from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.checkpoint import Base, read_json, read_tensors
@@ -45,6 +47,7 @@ class Adapter:
         tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*`` or ``probe.*``; ``backbone.*``;
             low-rank updates ``lora.*``.
         facts: Seed, scores, curve, seconds, versions.
+        answer_length: Length of the task's answers, where they are spans.
     """
 
     task: TaskSpec
@@ -56,6 +59,7 @@ class Adapter:
     injection: Injection
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
+    answer_length: AnswerLength | None = None
 
     def save(self, folder: Path, *, replace: bool = False) -> None:
         """Write the adapter, whole or not at all.
@@ -77,6 +81,7 @@ class Adapter:
                     "bank": self.bank,
                     "bank_fingerprint": self.bank_fingerprint,
                     "injection": self.injection,
+                    "answer_length": self.answer_length and asdict(self.answer_length),
                     "facts": self.facts,
                 },
             )
@@ -103,9 +108,24 @@ def load_adapter(folder: Path | str) -> Adapter:
             facts["injection"],
             read_tensors(folder / "adapter.safetensors"),
             facts["facts"],
+            _answer_length(facts.get("answer_length"), folder / "adapter.json"),
         )
     except KeyError as error:
         raise CheckpointError(f"{Where(folder / 'adapter.json')}: key {error} is missing") from error
+
+
+def _answer_length(value: Any, path: Path) -> AnswerLength | None:
+    if value is None:
+        return None
+    try:
+        found = AnswerLength(float(value["mean"]), float(value["deviation"]))
+    except (TypeError, KeyError, ValueError):
+        found = AnswerLength(0.0, 0.0)
+    if not (math.isfinite(found.mean) and 0 < found.deviation < math.inf):
+        raise CheckpointError(
+            f"{Where(path)}: answer_length: expected a mean and a deviation above 0, got {value!r}"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +137,14 @@ class Composed:
         head: Span head, or a classifier in its place.
         backbone: The encoder: the base's own, or the adapter's (model tuning, low-rank tuning).
         injection: How the prompts enter a layer.
+        answer_length: Length of the task's answers, where they are spans.
     """
 
     prompts: Tensor | None
     head: SpanHead | ProbeHead
     backbone: Backbone
     injection: Injection
+    answer_length: AnswerLength | None = None
 
 
 def compose(adapter: Adapter, base: Base) -> Composed:
@@ -164,7 +186,7 @@ def compose(adapter: Adapter, base: Base) -> Composed:
     if pairs := _under(tensors, "lora."):
         backbone = copy.deepcopy(backbone)
         add_pairs(backbone, pairs)
-    return Composed(prompts, head, backbone, adapter.injection)
+    return Composed(prompts, head, backbone, adapter.injection, adapter.answer_length)
 
 
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

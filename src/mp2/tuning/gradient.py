@@ -87,6 +87,7 @@ def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, fl
             [dev.rows[i] for i in group],
             [e.context for e in examples],
             [e.options for e in examples],
+            lengths=[state.answer_length],
         )
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer.text

@@ -149,7 +149,12 @@ class Objective:
     def _metric(self, logits: Tensor) -> float:
         examples = self.shots.examples
         answers = read_answers(
-            logits, self.batch, self.shots.rows, [e.context for e in examples], [e.options for e in examples]
+            logits,
+            self.batch,
+            self.shots.rows,
+            [e.context for e in examples],
+            [e.options for e in examples],
+            lengths=[self.state.answer_length],
         )
         golds = [example.gold_texts for example in examples]
         return score(self.task.metric or "accuracy", [answer.text for answer in answers], golds)

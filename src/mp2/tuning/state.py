@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mp2.errors import ConfigError
+from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
 from mp2.model.bank import BankConfig, Injection, PromptBank
 from mp2.model.checkpoint import Base, TrainedBank
@@ -31,10 +32,14 @@ class TaskState:
         method: The row of the methods table.
         seed: Seed of fresh parameters.
         classes: Labels of the task; for methods with a classifier.
+
+    Attributes:
+        answer_length: Length of the task's answers, where they are spans.
     """
 
     def __init__(self, base: Base, method: Method, seed: int, classes: int = 0) -> None:
         self.base, self.method = base, method
+        self.answer_length: AnswerLength | None = None
         generator = torch.Generator().manual_seed(seed)
         held = method.bank if method.holds == "prompts" else None
         self.source: TrainedBank | None = base.bank(held) if held else None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mp2.errors import ConfigError, SearchError
+from mp2.model.answer_length import answer_length
 from mp2.model.checkpoint import Base
 from mp2.runtime import seed_everything, version_facts
 from mp2.tasks.render import MRCExample
@@ -89,6 +90,7 @@ def tune(
     state = TaskState(base, method, seed, classes=len(task.labels))
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
     shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev, reserve)
+    state.answer_length = answer_length(shots.rows)
     if method.start == "projection":
         _draw_projection(state, shots, seed)
     facts: dict[str, Any] = {"seed": seed, "method_version": method.version, "shots": len(train), "curve": []}
@@ -234,6 +236,7 @@ def _adapter(
         state.injection,
         tensors,
         facts,
+        state.answer_length,
     )
 
 
