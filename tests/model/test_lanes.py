@@ -33,6 +33,20 @@ def test_every_piece_is_done_once_without_gradients(lanes: int) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_pieces_run_under_the_callers_autocast(lanes: int) -> None:
+    both, seen = threading.Barrier(lanes, timeout=60), []
+
+    def piece() -> None:
+        both.wait()  # each lane takes one
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        side_by_side([piece] * 2, lanes)
+    side_by_side([piece] * 2, lanes)
+    assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
 def test_pieces_run_at_the_same_time() -> None:
     meeting = threading.Barrier(2, timeout=60)
     side_by_side([meeting.wait, meeting.wait], 2)
@@ -86,3 +100,7 @@ def test_a_forked_process_makes_its_own_threads() -> None:
 def test_a_card_has_one_lane() -> None:
     assert lanes_for(torch.device("cpu")) == torch.get_num_threads()
     assert lanes_for(torch.device("cuda")) == 1
+
+
+def test_there_are_no_more_lanes_than_pieces() -> None:
+    assert [lanes_for("cpu", pieces) for pieces in (0, 1)] == [1, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_
 from mp2.data.encode import Encoded
 from mp2.model.answer_length import AnswerLength
 from mp2.model.bank import Injection
+from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import Heads, MRCModel
 from mp2.model.spans import Score, SpanAnswer, best_spans, option_log_probs
 from mp2.tasks.metrics import score
@@ -77,7 +79,8 @@ def answer_rows(
     chosen = [which] * len(rows) if isinstance(which, int) else list(which)
     answers: list[Answer | None] = [None] * len(rows)
     budget = tokens or (CPU_TOKENS if device.type == "cpu" else EVAL_TOKENS)
-    for group in _groups(rows, budget, start_cost(device)):
+
+    def ask(group: Sequence[int]) -> None:
         used = sorted({chosen[i] for i in group})
         place = {index: n for n, index in enumerate(used)}
         batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)
@@ -99,6 +102,11 @@ def answer_rows(
         )
         for i, answer in zip(group, found, strict=True):
             answers[i] = answer
+
+    groups = list(_groups(rows, budget, start_cost(device)))
+    # a split encoder's layers talk to other processes, all in one order
+    lanes = 1 if model.backbone.sharded else lanes_for(device, len(groups))
+    side_by_side([partial(ask, group) for group in groups], lanes)
     return [answer for answer in answers if answer is not None]
 
 

@@ -18,13 +18,13 @@ import torch
 Work = Iterable[Callable[[], object]]
 
 
-def lanes_for(device: torch.device) -> int:
-    """How many pieces shall run side by side: PyTorch's threads on a processor, one on a card."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+def lanes_for(device: torch.device | str, pieces: int = 1 << 30) -> int:
+    """How many of so many pieces shall run side by side: PyTorch's threads on a processor, one on a card."""
+    return max(1, min(torch.get_num_threads(), pieces)) if torch.device(device).type == "cpu" else 1
 
 
 def side_by_side(work: Work, lanes: int) -> None:
-    """Do all pieces of work, each on one core, without gradients.
+    """Do all pieces of work, each on one core, without gradients, under the caller's autocast.
 
     Args:
         work: Pieces, made while others run: the next is taken by whichever lane is free. No piece may read
@@ -41,9 +41,10 @@ def side_by_side(work: Work, lanes: int) -> None:
         return
     threads = torch.get_num_threads()
     queue = _Queue(work)
-    others = [_pool(lanes).submit(_lane, queue) for _ in range(lanes - 1)]
+    enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    others = [_pool(lanes).submit(_lane, queue, enabled, dtype) for _ in range(lanes - 1)]
     try:
-        _lane(queue)
+        _lane(queue, enabled, dtype)
     finally:
         queue.close()
         errors = [other.exception() for other in others if not other.cancel()]
@@ -67,9 +68,9 @@ class _Queue:
         self._open = False
 
 
-def _lane(queue: _Queue) -> None:
+def _lane(queue: _Queue, autocast: bool, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)  # of this thread; other threads keep theirs
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=autocast):
         try:
             while (piece := queue.take()) is not None:
                 piece()

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mp2.data.encode import Encoded, Encoder
 from mp2.errors import CheckpointError, Mp2Error, TaskError, nearest
 from mp2.model.answers import EVAL_TOKENS, Answer, answer_rows
 from mp2.model.checkpoint import Base, load_base
+from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import MRCModel
 from mp2.serving.ready import Mixer, Ready, heads_of, make_ready, prompts_of, read_adapter
 from mp2.serving.store import Store
@@ -159,12 +161,18 @@ class Predictor:
         groups: dict[tuple[Any, ...], list[_Item]] = {}
         for item in self._items(rows, results):
             groups.setdefault(item.ready.kind, []).append(item)
-        for group in groups.values():
-            lengths = [row_tokens(item.row) for item in group]
-            for chosen in length_batches(lengths, tokens=self.tokens):
-                batch = [group[i] for i in chosen]
-                for item, answer in zip(batch, self._forward(batch), strict=True):
-                    results[item.place] = Prediction(item.name, answer, item.example)
+        batches = [
+            [group[i] for i in chosen]
+            for group in groups.values()
+            for chosen in length_batches([row_tokens(item.row) for item in group], tokens=self.tokens)
+        ]
+
+        def ask(batch: Sequence[_Item]) -> None:
+            for item, answer in zip(batch, self._forward(batch), strict=True):
+                results[item.place] = Prediction(item.name, answer, item.example)
+
+        lanes = lanes_for(self.base.device, len(batches))
+        side_by_side([partial(ask, batch) for batch in batches], lanes)
         return [result for result in results if result is not None]
 
     def warm_up(self, rows: int) -> float:
