@@ -32,7 +32,7 @@ from mp2.model.spans import Loss, row_losses
 from mp2.runtime import autocast
 from mp2.training.loop import Group, LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun
-from mp2.tuning.gradient import Shots, micro_batches
+from mp2.tuning.course import Shots, micro_batches
 from mp2.tuning.methods import METHODS
 from mp2.tuning.objective import Objective
 from mp2.tuning.stages import Gradient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mp2.model.checkpoint import Base
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec, parse_task
-from mp2.tuning.gradient import Shots
+from mp2.tuning.course import Shots
 from mp2.tuning.methods import Method
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import encode_shots

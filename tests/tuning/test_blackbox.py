@@ -22,7 +22,7 @@ from mp2.tuning import layerwise, search_state
 from mp2.tuning import objective as objectives
 from mp2.tuning.adapter import Adapter, compose
 from mp2.tuning.asktell import CmaEs
-from mp2.tuning.gradient import Best, micro_batches
+from mp2.tuning.course import Best, micro_batches
 from mp2.tuning.methods import METHODS, Method
 from mp2.tuning.random_projection import draw_projection, hidden_scales
 from mp2.tuning.search_state import SearchFolder

@@ -13,7 +13,7 @@ from mp2.errors import ConfigError
 from mp2.model.checkpoint import Base
 from mp2.model.router import router_weights
 from mp2.model.spans import row_losses
-from mp2.tuning.gradient import dev_measure
+from mp2.tuning.course import dev_measure
 from mp2.tuning.methods import METHODS
 from mp2.tuning.objective import Objective, hinge_losses, repeat_batch
 from mp2.tuning.stages import SearchLoss

@@ -15,7 +15,7 @@ from mp2.model.router import Routing
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
-from mp2.tuning import gradient
+from mp2.tuning import course
 from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import get_method
 from mp2.tuning.stages import Gradient
@@ -66,7 +66,8 @@ def _weights(base: Base) -> dict[str, torch.Tensor]:
     ],
 )
 def test_only_the_named_groups_move_in_a_stage(base: Base, method: str, stage: int, moved: set[str]) -> None:
-    from mp2.tuning.gradient import Best, run_gradient
+    from mp2.tuning.course import Course
+    from mp2.tuning.gradient import run_gradient
 
     row = get_method(method)
     state = TaskState(base, row, 0)
@@ -75,7 +76,7 @@ def test_only_the_named_groups_move_in_a_stage(base: Base, method: str, stage: i
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
     shots = encode_shots(base, rows(8), reserve)
     assert isinstance(chosen, Gradient)
-    run_gradient(state, chosen, stage, TASK, shots, shots, Best(), lambda record: None)
+    run_gradient(Course(state, TASK, shots, shots, seed=0), chosen, stage)
     after = state.snapshot(("backbone", "head", "prompts", "router"))
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert changed == moved
@@ -100,7 +101,7 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
 def test_the_loss_of_a_step_is_that_of_all_its_rows(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     curves = []
     for tokens in (4096, 40):  # one batch, and several
-        monkeypatch.setattr(gradient, "CPU_TOKENS", tokens)
+        monkeypatch.setattr(course, "CPU_TOKENS", tokens)
         adapter = tune(
             base,
             TASK,

@@ -24,7 +24,7 @@ from mp2.tasks.metrics import METRICS
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter, compose
-from mp2.tuning.gradient import Shots
+from mp2.tuning.course import Shots
 
 TEST_SEED = 20230709
 SPLITS: tuple[str, str] = ("pool", "test")

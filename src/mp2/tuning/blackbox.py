@@ -67,7 +67,7 @@ def run_blackbox(run: SearchRun, stage: Bayes | Cma, index: int) -> bool:
     if not run.enter(index):
         return False
     with freed_memory_kept(run.state.base.device):
-        train = Objective(run.state, run.train, run.task, loss=stage.loss)
+        train = Objective(run.state, run.course.train, run.course.task, loss=stage.loss)
         ended = "error"
         try:
             ended = _bayes(run, stage, train) if isinstance(stage, Bayes) else _cma(run, stage, train)
@@ -88,7 +88,7 @@ def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> str:
         kappa=stage.kappa,
         random=stage.random,
         first=first,
-        seed=run.seed,
+        seed=run.course.seed,
         scales=stage.scales,
         trust_region=stage.trust_region,
     )

@@ -57,7 +57,7 @@ class LayerWalk:
                     self.stage.sigma[min(layer, 1)] * unit,
                     population=self.stage.popsize,
                     bound=bound,
-                    seed=(self.run.seed, layer),
+                    seed=(self.run.course.seed, layer),
                 )
             )
         return made

@@ -24,7 +24,7 @@ from mp2.model.spans import option_scores, row_losses
 from mp2.tasks.metrics import score
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.asktell import Array
-from mp2.tuning.gradient import Shots
+from mp2.tuning.course import Shots
 from mp2.tuning.stages import SearchLoss
 from mp2.tuning.state import TaskState
 

@@ -9,7 +9,6 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,46 +16,22 @@ from torch import Tensor
 
 from mp2.data.batch import collate
 from mp2.model.probe import ProbeHead, pooled
-from mp2.tasks.spec import TaskSpec
 from mp2.training.loop import Group, LoopConfig, Trainer
-from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches
+from mp2.tuning.course import Course, Shots, micro_batches
 from mp2.tuning.stages import Contrastive, Probe
 from mp2.tuning.state import TaskState
 
-Record = Callable[[dict[str, float]], None]
 
-
-def run_probe(
-    state: TaskState,
-    stage: Probe,
-    index: int,
-    task: TaskSpec,
-    train: Shots,
-    dev: Shots,
-    best: Best,
-    record: Record,
-) -> None:
+def run_probe(course: Course, stage: Probe, index: int) -> None:
     """Fit the classifier with each strength of regularisation; the dev set decides.
 
     Args: as for :func:`mp2.tuning.gradient.run_gradient`.
     """
     begin = time.monotonic()
-    states, labels = features(state, train)
+    states, labels = features(course.state, course.train)
     for step, strength in enumerate(stage.strengths, start=1):
-        loss = fit_probe(probe_of(state), states, labels, strength)
-        metric, dev_loss = dev_measure(state, task, dev)
-        best.offer(state, index, metric, dev_loss)
-        seconds = time.monotonic() - begin
-        record(
-            {
-                "stage": index,
-                "step": step,
-                "loss": loss,
-                "dev": metric,
-                "dev_loss": dev_loss,
-                "seconds": seconds,
-            }
-        )
+        loss = fit_probe(probe_of(course.state), states, labels, strength)
+        course.score(index, step, time.monotonic() - begin, loss=loss)
 
 
 def probe_of(state: TaskState) -> ProbeHead:
@@ -131,23 +106,13 @@ class _Pairs:
         del state  # few-shot tuning leaves no checkpoints
 
 
-def run_contrastive(
-    state: TaskState,
-    stage: Contrastive,
-    index: int,
-    task: TaskSpec,
-    train: Shots,
-    dev: Shots,
-    best: Best,
-    record: Record,
-    *,
-    seed: int,
-) -> None:
+def run_contrastive(course: Course, stage: Contrastive, index: int) -> None:
     """Pull rows of one label together and rows of two apart; each dev score fits the classifier anew.
 
-    Args: as for :func:`mp2.tuning.gradient.run_gradient`, and the seed of the batches.
+    Args: as for :func:`mp2.tuning.gradient.run_gradient`.
     """
     begin = time.monotonic()
+    state, train = course.state, course.train
     parameters = state.parameters("backbone")
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -164,16 +129,12 @@ def run_contrastive(
 
     def evaluate() -> dict[str, float]:
         fit_probe(probe_of(state), *features(state, train), stage.strength)
-        metric, dev_loss = dev_measure(state, task, dev)
-        best.offer(state, index, metric, dev_loss)
         seconds = time.monotonic() - begin
-        facts = {"loss": last_loss[0], "dev": metric, "dev_loss": dev_loss, "seconds": seconds}
-        record({"stage": index, "step": trainer.state.step, **facts})
-        return {"score": metric}
+        return {"score": course.score(index, trainer.state.step, seconds, loss=last_loss[0])}
 
     trainer = Trainer(
         [Group("backbone", parameters, stage.lr, weight_decay=0.0)],
-        _Pairs(labels, stage.rows, seed),
+        _Pairs(labels, stage.rows, course.seed),
         loss,
         LoopConfig(stage.steps, clip=1.0, eval_every=stage.eval_every),
         evaluate=evaluate,

@@ -6,38 +6,28 @@ Decides nothing about how candidates are found (``mp2.tuning.blackbox``, ``mp2.t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mp2.tasks.spec import TaskSpec
 from mp2.tuning.asktell import Array
-from mp2.tuning.gradient import Best, Shots
+from mp2.tuning.course import Course
 from mp2.tuning.objective import Objective
 from mp2.tuning.search_state import SearchFolder
-from mp2.tuning.state import TaskState
 
 
 class SearchRun:
     """The black-box search of one method on one task, over all its stages.
 
     Args:
-        state: Parameters of the task.
-        task: The task.
-        train: Train rows.
-        dev: Dev rows; decide which moment is kept.
-        best: The best moment so far, updated.
-        record: Receives one record per dev score.
-        seed: Seed of all candidates.
+        course: What the stages share; a search that is continued goes on with its curve and best moment.
         folder: Where the search can be continued from; None to leave no trace.
 
     Attributes:
         stage: The stage that runs, or ran last.
         facts: Calls and end of each stage, similar tasks.
-        curve: Every record so far, those before a resume included.
         search: State of the stage that a resumed search was in, until that stage continues from it.
         calls: Calls of the stage, in whole steps: one that Ctrl-C cut in two comes again, and does not count.
         lowest: Lowest train loss of the stage.
@@ -48,23 +38,10 @@ class SearchRun:
         CheckpointError: Its state is damaged.
     """
 
-    def __init__(
-        self,
-        state: TaskState,
-        task: TaskSpec,
-        train: Shots,
-        dev: Shots,
-        best: Best,
-        record: Callable[[dict[str, float]], None],
-        *,
-        seed: int,
-        folder: SearchFolder | None = None,
-    ) -> None:
-        self.state, self.task, self.train, self.best, self.record = state, task, train, best, record
-        self.seed, self.folder = seed, folder
-        self.dev = Objective(state, dev, task)
+    def __init__(self, course: Course, folder: SearchFolder | None = None) -> None:
+        self.course, self.state, self.folder = course, course.state, folder
+        self.dev = Objective(course.state, course.dev, course.task)
         self.facts: dict[str, Any] = {"calls": {}, "ended": {}}
-        self.curve: list[dict[str, float]] = []
         self.stage, self.calls, self.lowest, self.interrupted = -1, 0, float("inf"), False
         self.search: dict[str, Any] | None = None
         self._begin = time.monotonic()
@@ -92,18 +69,8 @@ class SearchRun:
 
     def offer(self, metric: float, dev_loss: float, call: int, loss: float) -> None:
         """A dev score: keep the state if it is the best, and tell."""
-        self.best.offer(self.state, self.stage, metric, dev_loss)
-        values = {
-            "stage": self.stage,
-            "step": call,
-            "loss": loss,
-            "dev": metric,
-            "dev_loss": dev_loss,
-            "best": self.best.key[0],
-            "seconds": self.seconds,
-        }
-        self.curve.append(values)
-        self.record(values)
+        best = max(metric, self.course.best.key[0])
+        self.course.offer(self.stage, call, metric, dev_loss, self.seconds, loss=loss, best=best)
 
     def line(self, call: int, candidate: str, loss: float, dev: float | None = None, **more: float) -> None:
         """Log one call, with its dev scores if it has some."""
@@ -134,19 +101,16 @@ class SearchRun:
         self.calls = calls
         if self.folder is None:
             return
+        best = self.course.best
         self.folder.save(
             {
                 "stage": self.stage,
                 "seconds": self.seconds,
                 "lowest": self.lowest if np.isfinite(self.lowest) else None,
-                "best": {
-                    "key": list(self.best.key),
-                    "stage": self.best.stage,
-                    "snapshot": _arrays(self.best.snapshot),
-                },
+                "best": {"key": list(best.key), "stage": best.stage, "snapshot": _arrays(best.snapshot)},
                 "groups": _arrays(self.state.snapshot(("router", "z"))),
                 "facts": self.facts,
-                "curve": list(self.curve),
+                "curve": list(self.course.curve),
                 "search": search_state,
             }
         )
@@ -157,12 +121,12 @@ class SearchRun:
             self.folder.flush()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.stage, self.facts, self.curve = saved["stage"], saved["facts"], saved["curve"]
+        self.stage, self.facts, self.course.curve = saved["stage"], saved["facts"], saved["curve"]
         self._begin = time.monotonic() - saved["seconds"]
         self.lowest = float("inf") if saved["lowest"] is None else saved["lowest"]
-        score, minus_loss = saved["best"]["key"]
-        self.best.key, self.best.stage = (score, minus_loss), saved["best"]["stage"]
-        self.best.snapshot = self._tensors(saved["best"]["snapshot"])
+        best, (score, minus_loss) = self.course.best, saved["best"]["key"]
+        best.key, best.stage = (score, minus_loss), saved["best"]["stage"]
+        best.snapshot = self._tensors(saved["best"]["snapshot"])
         self.search = saved["search"]
         self.state.restore(self._tensors(saved["groups"]))
 

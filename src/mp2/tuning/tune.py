@@ -20,7 +20,8 @@ from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.blackbox import check_stages, run_blackbox
-from mp2.tuning.gradient import Best, Shots, dev_measure, micro_batches, run_gradient
+from mp2.tuning.course import Course, Record, Shots, micro_batches
+from mp2.tuning.gradient import run_gradient
 from mp2.tuning.methods import Method
 from mp2.tuning.probing import run_contrastive, run_probe
 from mp2.tuning.random_projection import draw_projection
@@ -28,8 +29,6 @@ from mp2.tuning.search_run import SearchRun
 from mp2.tuning.search_state import SearchFolder
 from mp2.tuning.stages import Bayes, Cma, Contrastive, Gradient, GroupName, Probe
 from mp2.tuning.state import TaskState
-
-Record = Callable[[dict[str, float]], None]
 
 
 def encode_shots(base: Base, examples: Sequence[MRCExample], reserve: int = 0) -> Shots:
@@ -93,76 +92,46 @@ def tune(
     state.answer_length = answer_length(shots.rows)
     if method.start == "projection":
         _draw_projection(state, shots, seed)
-    facts: dict[str, Any] = {"seed": seed, "method_version": method.version, "shots": len(train), "curve": []}
-
-    def record(values: dict[str, float]) -> None:
-        facts["curve"].append(values)
-        if progress is not None:
-            progress(values)
-
-    best = Best(released=any(getattr(stage, "select", "") == "released" for stage in method.stages))
-    metric, dev_loss = dev_measure(state, task, dev_shots)
-    best.offer(state, -1, metric, dev_loss)
-    record({"stage": -1, "step": 0, "dev": metric, "dev_loss": dev_loss, "seconds": 0.0})
-    run = _search_run(state, task, shots, dev_shots, best, record, seed, folder)
-    if run is not None:
-        facts["curve"] += run.curve
+    course = Course(state, task, shots, dev_shots, seed, progress)
+    course.score(-1, 0, 0.0)
+    run = _search_run(course, folder)
 
     def ended(index: int) -> None:
         if between is not None and index + 1 < len(method.stages):
             state.method = replace(method, stages=method.stages[: index + 1])
-            between(index, _adapter(state, task, best, copy.deepcopy(facts), begin, run))
+            between(index, _adapter(course, begin, run))
             state.method = method
 
     try:
-        _run_stages(state, task, shots, dev_shots, best, record, run, seed, ended)
+        _run_stages(course, run, ended)
     except SearchError as error:
-        state.restore(best.snapshot)
-        raise SearchError(str(error), _adapter(state, task, best, facts, begin, run)) from error
-    return _adapter(state, task, best, facts, begin, run)
+        state.restore(course.best.snapshot)
+        raise SearchError(str(error), _adapter(course, begin, run)) from error
+    return _adapter(course, begin, run)
 
 
-def _run_stages(
-    state: TaskState,
-    task: TaskSpec,
-    shots: Shots,
-    dev_shots: Shots,
-    best: Best,
-    record: Record,
-    run: SearchRun | None,
-    seed: int,
-    ended: Callable[[int], None],
-) -> None:
+def _run_stages(course: Course, run: SearchRun | None, ended: Callable[[int], None]) -> None:
     """All stages in turn; each starts from the best moment so far, and the state ends there."""
-    for index, stage in enumerate(state.method.stages):
+    for index, stage in enumerate(course.state.method.stages):
         if isinstance(stage, Gradient):
-            run_gradient(state, stage, index, task, shots, dev_shots, best, record)
+            run_gradient(course, stage, index)
         elif isinstance(stage, Probe):
-            run_probe(state, stage, index, task, shots, dev_shots, best, record)
+            run_probe(course, stage, index)
         elif isinstance(stage, Contrastive):
-            run_contrastive(state, stage, index, task, shots, dev_shots, best, record, seed=seed)
+            run_contrastive(course, stage, index)
         else:
             assert run is not None
             if not run_blackbox(run, stage, index):
                 continue
-        state.restore(best.snapshot)
+        course.state.restore(course.best.snapshot)
         if run is not None and run.interrupted:
             return
         ended(index)
 
 
-def _search_run(
-    state: TaskState,
-    task: TaskSpec,
-    shots: Shots,
-    dev_shots: Shots,
-    best: Best,
-    record: Record,
-    seed: int,
-    folder: Path | str | None,
-) -> SearchRun | None:
+def _search_run(course: Course, folder: Path | str | None) -> SearchRun | None:
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
-    method, base = state.method, state.base
+    state, method, base = course.state, course.state.method, course.state.base
     if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
         if folder is not None:
             raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
@@ -170,17 +139,17 @@ def _search_run(
     check_stages(state)
     store = None
     if folder is not None:
-        rows = repr((task, shots.examples, dev_shots.examples)).encode()
+        rows = repr((course.task, course.train.examples, course.dev.examples)).encode()
         identity = {
             "method": f"{method.name}.v{method.version}",
             "stages": [repr(stage) for stage in method.stages],
-            "seed": seed,
+            "seed": course.seed,
             "base": base.fingerprint,
             "bank": state.source.fingerprint if state.source else None,
             "rows": hashlib.sha256(rows).hexdigest()[:16],
         }
         store = SearchFolder(folder, identity)
-    return SearchRun(state, task, shots, dev_shots, best, record, seed=seed, folder=store)
+    return SearchRun(course, store)
 
 
 def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
@@ -191,19 +160,18 @@ def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
     state.fuse()
 
 
-def _adapter(
-    state: TaskState,
-    task: TaskSpec,
-    best: Best,
-    facts: dict[str, Any],
-    begin: float,
-    run: SearchRun | None,
-) -> Adapter:
+def _adapter(course: Course, begin: float, run: SearchRun | None) -> Adapter:
     """Keep the least that answers need: the router, unless more than it moved."""
+    state, best = course.state, course.best
+    facts: dict[str, Any] = {
+        "seed": course.seed,
+        "method_version": state.method.version,
+        "shots": len(course.train),
+        "curve": list(course.curve),
+    }
     seconds = time.monotonic() - begin
     if run is not None:
-        facts |= copy.deepcopy(run.facts)
-        facts["interrupted"] = run.interrupted
+        facts |= copy.deepcopy(run.facts) | {"interrupted": run.interrupted}
         seconds = max(seconds, run.seconds)  # the time before a resume counts
     facts |= {
         "dev": best.key[0],
@@ -223,11 +191,11 @@ def _adapter(
             assert composed is not None
             tensors["prompts"] = composed.detach()[0].clone()
         if state.source is not None:  # for people: no answer needs it beside composed prompts
-            facts = facts | {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
+            facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
     tensors |= _weights(state, moved)
     source = state.source
     return Adapter(
-        task,
+        course.task,
         state.method.name,
         state.base.name,
         state.base.fingerprint,

@@ -1,0 +1,146 @@
+"""What the stages of a method share while it runs on a task: rows, dev scores, and the best moment so far.
+
+Decides nothing about how a stage finds its next moment (``gradient``, ``probing``, ``blackbox``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
+from mp2.data.encode import Encoded
+from mp2.model.answers import read_answers
+from mp2.model.spans import row_losses
+from mp2.tasks.metrics import score
+from mp2.tasks.render import MRCExample
+from mp2.tasks.spec import TaskSpec
+from mp2.tuning.state import TaskState
+
+MICRO_TOKENS = 8192
+CPU_TOKENS = 1024  # a processor gains nothing from large batches
+
+Record = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """Labelled rows of one task: rendered and encoded."""
+
+    examples: Sequence[MRCExample]
+    rows: Sequence[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def micro_batches(
+    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
+) -> list[MRCBatch]:
+    """All rows as few batches of similar length, each within the token budget (by the device when None)."""
+    return [batch for _, batch in _grouped(rows, pad_id, device, tokens)]
+
+
+def _grouped(
+    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
+) -> Iterator[tuple[list[int], MRCBatch]]:
+    """The same, each with the indices of its rows."""
+    budget = tokens or (CPU_TOKENS if torch.device(device).type == "cpu" else MICRO_TOKENS)
+    lengths = [row_tokens(row) for row in rows]
+    for group in length_batches(lengths, tokens=budget, start=start_cost(device)):
+        yield group, collate([rows[i] for i in group], pad_id=pad_id).to(device)
+
+
+@torch.no_grad()
+def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, float]:
+    """Dev metric in [0, 1] and mean loss of the dev rows with an answer, from one forward of each row."""
+    state.model.eval()
+    prompts, answers, total, known = state.prompts(), [""] * len(dev), 0.0, 0
+    for group, batch in _grouped(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
+        logits = state.model(batch, prompts, state.injection, options_only=True)
+        losses, asked = row_losses(logits, batch, "option")
+        total, known = total + float(losses.sum()), known + int(asked.sum())
+        examples = [dev.examples[i] for i in group]
+        found = read_answers(
+            logits,
+            batch,
+            [dev.rows[i] for i in group],
+            [e.context for e in examples],
+            [e.options for e in examples],
+            lengths=[state.answer_length],
+        )
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = answer.text
+    metric = score(task.metric or "accuracy", answers, [example.gold_texts for example in dev.examples])
+    return metric, total / max(1, known)
+
+
+class Best:
+    """The best moment so far over all stages: higher dev score, at ties the lower dev loss.
+
+    Args:
+        released: The released black-box rule: at ties the first, and any moment beats the untuned start.
+    """
+
+    def __init__(self, *, released: bool = False) -> None:
+        self.released = released
+        self.key = (-1.0, 0.0)
+        self.snapshot: dict[str, torch.Tensor] = {}
+        self.stage = -1
+
+    def offer(self, state: TaskState, stage: int, score_: float, loss: float) -> bool:
+        """Keep the state if it is better; says whether it was."""
+        key = (score_, 0.0 if self.released else -loss)
+        if key <= self.key and not (self.released and self.stage < 0):
+            return False
+        self.key, self.stage, self.snapshot = key, stage, state.snapshot(state.method.groups)
+        return True
+
+
+class Course:
+    """One run of a method on a task.
+
+    Args:
+        state: Parameters of the task.
+        task: The task.
+        train: Train rows, which are learned from.
+        dev: Dev rows; they decide which moment is kept.
+        seed: Seed of everything random.
+        progress: Receives one record per dev score.
+
+    Attributes:
+        best: The best moment so far, over all stages.
+        curve: All records.
+    """
+
+    def __init__(
+        self,
+        state: TaskState,
+        task: TaskSpec,
+        train: Shots,
+        dev: Shots,
+        seed: int,
+        progress: Record | None = None,
+    ) -> None:
+        self.state, self.task, self.train, self.dev, self.seed = state, task, train, dev, seed
+        self.best = Best(released=any(getattr(s, "select", "") == "released" for s in state.method.stages))
+        self.curve: list[dict[str, float]] = []
+        self._progress = progress
+
+    def score(self, stage: int, step: int, seconds: float, **more: float) -> float:
+        """Score the state as it stands on the dev rows, and offer it; returns the metric."""
+        metric, dev_loss = dev_measure(self.state, self.task, self.dev)
+        self.offer(stage, step, metric, dev_loss, seconds, **more)
+        return metric
+
+    def offer(
+        self, stage: int, step: int, metric: float, dev_loss: float, seconds: float, **more: float
+    ) -> None:
+        """Keep the state if its dev score is the best so far, and tell."""
+        self.best.offer(self.state, stage, metric, dev_loss)
+        dev = {"dev": metric, "dev_loss": dev_loss, "seconds": seconds}
+        self.curve.append({"stage": stage, "step": step, **more, **dev})
+        if self._progress is not None:
+            self._progress(self.curve[-1])
