@@ -7,8 +7,9 @@ import torch
 
 from mp2.errors import CheckpointError, ConfigError
 from mp2.export.graph import INPUTS, export_onnx
+from mp2.model.answer_length import AnswerLength
 from mp2.model.answers import answer_rows
-from mp2.model.checkpoint import Base, load_tokenizer, read_tensors
+from mp2.model.checkpoint import Base, load_tokenizer, read_json, read_tensors
 from mp2.model.mrc import MRCModel
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import render
@@ -39,6 +40,7 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
     made = {name: adapter(base, task, seed, kind) for seed, (name, task) in enumerate(tasks.items())}
     if kind == "router":
         made["pairs"] = adapter(base, PAIRS, 7, "prompts")  # with a head of its own
+    made["targets"].answer_length = AnswerLength(0.7, 0.3)
     export_onnx(base, made.items(), tmp_path / "onnx")
     assert len(load_tokenizer(tmp_path / "onnx")) == len(base.tokenizer)
 
@@ -68,7 +70,12 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
         prompts,
         which=[names.index(name) for name, _ in asked],
         heads=(weights, biases),
+        lengths=[
+            AnswerLength(**read_json(path)) if (path := folder / "answer_length.json").exists() else None
+            for folder in folders
+        ],
     )
+    assert sum((folder / "answer_length.json").exists() for folder in folders) == 1
     for one, other in zip(expected, found, strict=True):
         assert one.answer.text == other.text and one.answer.span == other.span
         assert one.answer.probability == pytest.approx(other.probability, abs=1e-4)

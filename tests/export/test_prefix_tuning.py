@@ -7,10 +7,11 @@ import torch
 
 from mp2.errors import CheckpointError, ConfigError
 from mp2.export.prefix_tuning import export_peft
+from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Prompts
-from mp2.model.checkpoint import Base, read_tensors
+from mp2.model.checkpoint import Base, read_json, read_tensors
 from mp2.tuning.adapter import compose
-from tests.serving.kit import REVIEWS, adapter
+from tests.serving.kit import REVIEWS, TARGETS, adapter
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -38,6 +39,16 @@ def test_peft_computes_the_same_hidden_states(base: Base, tmp_path: Path, kind: 
     head = read_tensors(tmp_path / "peft" / "head.safetensors")
     assert torch.equal(head["weight"], composed.head.weight)
     assert "- 4" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_length_of_answers_comes_along(base: Base, tmp_path: Path) -> None:
+    made = adapter(base, TARGETS, 3)
+    export_peft(made, base, tmp_path / "without")
+    assert not (tmp_path / "without" / "answer_length.json").exists()
+    made.answer_length = AnswerLength(0.7, 0.3)
+    export_peft(made, base, tmp_path / "with")
+    assert AnswerLength(**read_json(tmp_path / "with" / "answer_length.json")) == made.answer_length
+    assert "(log n - m)^2" in (tmp_path / "with" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["shallow", "head", "backbone"])

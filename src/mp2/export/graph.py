@@ -2,7 +2,8 @@
 
     encoder.onnx            ids, mask, prompts, heads, task of each window -> start and end logits
     tokenizer...            the base's tokenizer
-    tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias)
+    tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias); where answers
+                            are spans also answer_length.json (``mp2.model.answer_length``)
 
 Decides the names and axes of inputs. Turning text into windows and logits into answers stays with
 ``mp2.data.encode`` and ``mp2.model.spans``.
@@ -14,6 +15,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import SpanHead
-from mp2.runtime import whole_folder, write_whole
+from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
 from mp2.tuning.adapter import Adapter, compose
 
@@ -140,6 +142,8 @@ def export_onnx(
                 aside / "tasks" / name / "inputs.safetensors",
             )
             write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
+            if adapter.answer_length is not None:
+                write_json(aside / "tasks" / name / "answer_length.json", asdict(adapter.answer_length))
 
 
 def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file: Path) -> None:

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from mp2.errors import ConfigError
 from mp2.model.backbone import Backbone
 from mp2.model.checkpoint import Base
-from mp2.runtime import whole_folder, write_whole
+from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
 from mp2.tuning.adapter import Adapter, compose
 
@@ -41,6 +42,10 @@ hidden = model(input_ids=ids, attention_mask=mask, position_ids=positions).last_
 
 `head.safetensors` is the span head: start and end logits are `hidden @ weight.T + bias`. `task.yaml` says how
 the text is put together.
+"""
+LENGTH = """
+A span of n tokens scores its start's and its end's log-probability, less (log n - m)^2 / (2 s^2), where m is
+the `mean` and s the `deviation` of `answer_length.json`.
 """
 
 
@@ -90,7 +95,11 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         save_file(head, aside / "head.safetensors")
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-        write_whole(aside / "README.md", README.format(**facts, length=length))
+        readme = README.format(**facts, length=length)
+        if adapter.answer_length is not None:
+            write_json(aside / "answer_length.json", asdict(adapter.answer_length))
+            readme += LENGTH
+        write_whole(aside / "README.md", readme)
 
 
 @torch.no_grad()
