@@ -4,7 +4,7 @@ import { getJson, key } from "/page/api.js";
 import { PHONE } from "/page/draw.js";
 import { setUpMaking } from "/page/making.js";
 import { setUpUsing } from "/page/using.js";
-import { show, speak } from "/page/words.js";
+import { say, show, speak } from "/page/words.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -15,7 +15,7 @@ async function attempt(button, action) {
   try {
     return await action();
   } catch (error) {
-    at("message").textContent = error.message;
+    at("message").textContent = [say("problem", error.type), error.message].filter(Boolean).join("\n");
     at("message").hidden = false;
     at("message").scrollIntoView({ block: "nearest" });
     if (error.type === "unauthorised") at("key").focus();

@@ -30,6 +30,7 @@ const WORDS = {
     layer: (n) => `layer ${n}`, resembles: "Known tasks it resembles", resemblesHint: "Cosine of the routers, from −1 to 1, after what all tasks share is taken away.",
     facts: { family: "Kind", labels: "Labels", method: "Method", shots: "Learned from", dev: "Score, choosing rows", held: "Score, held-back rows", tuned: "Tuned numbers", seconds: "Seconds", bytes: "Size" },
     rows: (n) => `${n} rows`, ofRows: (v, n) => `${v} (${n} rows)`, nameHint: "a–z, 0–9, . _ -", replace: (n) => `Task ${n} exists. Replace it?`,
+    problem: () => "",  // the server's own words are English
   },
   zh: {
     other: "English", skip: "跳到正文", tagline: "一个冻结的编码器，少量样本，学会中文文本任务",
@@ -60,6 +61,13 @@ const WORDS = {
     layer: (n) => `第 ${n} 层`, resembles: "最相似的已知任务", resemblesHint: "去掉所有任务共有的部分后，路由器之间的余弦，从 −1 到 1。",
     facts: { family: "类型", labels: "标签", method: "方法", shots: "学习行数", dev: "挑选行得分", held: "留出行得分", tuned: "调节的参数", seconds: "用时（秒）", bytes: "大小" },
     rows: (n) => `${n} 行`, ofRows: (v, n) => `${v}（${n} 行）`, nameHint: "a–z, 0–9, . _ -", replace: (n) => `任务 ${n} 已存在，要替换吗？`,
+    problem: (type) => ({
+      unreadable: "请求无法读取。", unauthorised: "需要有效的 API 密钥。", forbidden: "服务器不允许这样做。", not_found: "没有这个地址。",
+      method_not_allowed: "这个地址不接受这种请求。", stalled: "传输中断太久。", too_large: "内容太大。", busy: "服务器正忙，请稍后再试。",
+      late: "来不及在时限内回答，请稍后再试。", invalid: "内容不符合要求。", keys: "服务器的密钥文件有问题。", rate: "请求太频繁，请稍后再试。",
+      bad_examples: "样本还不能使用。", unknown_job: "没有这个适配过程。", taken: "名称已被使用。", unknown_task: "没有这个任务。",
+      bad_adapter: "任务文件夹无法使用。", internal: "服务器内部出错。",
+    })[type] ?? "",
   },
 };
 
