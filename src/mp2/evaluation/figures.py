@@ -226,7 +226,8 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
             every = [cell for row in kept for cell in row]
             steps |= {record.bank_steps for cell in every for record in cell.records}
             points = [_point(float(numbers[v]), row) for v, row in zip(having, kept, strict=True)]
-            lines[f"{method}, {len(tasks)} tasks, {_seeds_text(every)}"] = points
+            shown = f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}"
+            lines[f"{method}, {shown}, {_seeds_text(every)}"] = points
     figure = new_figure(4.8, 3.2)
     axis = figure.subplots()
     _draw_lines(axis, lines, sorted(numbers.values()))
