@@ -102,5 +102,6 @@ def test_a_card_has_one_lane() -> None:
     assert lanes_for(torch.device("cuda")) == 1
 
 
-def test_there_are_no_more_lanes_than_pieces() -> None:
-    assert [lanes_for("cpu", pieces) for pieces in (0, 1)] == [1, 1]
+def test_few_pieces_run_one_after_the_other() -> None:
+    threads = torch.get_num_threads()
+    assert [lanes_for("cpu", pieces) for pieces in (0, 8 * threads - 1, 8 * threads)] == [1, 1, threads]

@@ -19,8 +19,12 @@ Work = Iterable[Callable[[], object]]
 
 
 def lanes_for(device: torch.device | str, pieces: int = 1 << 30) -> int:
-    """How many of so many pieces shall run side by side: PyTorch's threads on a processor, one on a card."""
-    return max(1, min(torch.get_num_threads(), pieces)) if torch.device(device).type == "cpu" else 1
+    """How many of so many pieces shall run side by side: PyTorch's threads on a processor, one on a card.
+
+    One, too, where pieces are so few that lanes without work at the end would cost more than waiting does.
+    """
+    threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    return threads if pieces >= 8 * threads else 1
 
 
 def side_by_side(work: Work, lanes: int) -> None:
