@@ -132,14 +132,14 @@ class Course:
     def score(self, stage: int, step: int, seconds: float, **more: float) -> float:
         """Score the state as it stands on the dev rows, and offer it; returns the metric."""
         metric, dev_loss = dev_measure(self.state, self.task, self.dev)
-        self.offer(stage, step, metric, dev_loss, seconds, **more)
+        self.best.offer(self.state, stage, metric, dev_loss)
+        self.record(stage, step, metric, dev_loss, seconds, **more)
         return metric
 
-    def offer(
+    def record(
         self, stage: int, step: int, metric: float, dev_loss: float, seconds: float, **more: float
     ) -> None:
-        """Keep the state if its dev score is the best so far, and tell."""
-        self.best.offer(self.state, stage, metric, dev_loss)
+        """Add a dev score to the curve, and tell."""
         dev = {"dev": metric, "dev_loss": dev_loss, "seconds": seconds}
         self.curve.append({"stage": stage, "step": step, **more, **dev})
         if self._progress is not None:

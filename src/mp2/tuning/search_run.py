@@ -69,8 +69,9 @@ class SearchRun:
 
     def offer(self, metric: float, dev_loss: float, call: int, loss: float) -> None:
         """A dev score: keep the state if it is the best, and tell."""
-        best = max(metric, self.course.best.key[0])
-        self.course.offer(self.stage, call, metric, dev_loss, self.seconds, loss=loss, best=best)
+        best = self.course.best
+        best.offer(self.state, self.stage, metric, dev_loss)
+        self.course.record(self.stage, call, metric, dev_loss, self.seconds, loss=loss, best=best.key[0])
 
     def line(self, call: int, candidate: str, loss: float, dev: float | None = None, **more: float) -> None:
         """Log one call, with its dev scores if it has some."""
