@@ -37,8 +37,13 @@ CACHE = Path("runs/cache")
 
 
 def pretrain_backbone(
-    texts: Annotated[list[Path], typer.Argument(help="Text files: .txt, .jsonl, plain or .xz or .gz.")],
     out: Out,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Text files: .txt, .jsonl, plain or .xz or .gz; none if --out has the token files already."
+        ),
+    ] = None,
     steps: Steps = 10_000,
     mixture: Annotated[str, typer.Option(help="Objectives and shares: mlm=0.6,cloze=0.4.")] = "mlm=1",
     layers: Annotated[int, typer.Option(help="Layers of the encoder.")] = 4,
@@ -48,6 +53,10 @@ def pretrain_backbone(
     ] = 4,
     positions: Annotated[int, typer.Option(help="Longest input, in tokens.")] = 256,
     vocabulary: Annotated[int, typer.Option(help="Pieces of the vocabulary.")] = 20_000,
+    start: Annotated[
+        Literal["plain", "matching", "positions"],
+        typer.Option(help="Layers as BERT's start, comparing words, or with heads for positions as well."),
+    ] = "matching",
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Warm-up steps.")] = 200,
@@ -69,10 +78,10 @@ def pretrain_backbone(
         steps, warmup, betas=(0.9, 0.98), save_every=save_every, minutes=minutes, precision=precision
     )
     shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
-    config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed, vocabulary)
+    config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed, vocabulary, start)
     device = default_device()
     with one_after_the_other():
-        corpus, tokenizer, embeddings = prepare_text(texts, out, vocabulary, hidden)
+        corpus, tokenizer, embeddings = prepare_text(texts or [], out, vocabulary, hidden)
     progress = run(corpus, tokenizer, config, out, embeddings=embeddings, device=device)
     _say(
         f"step {progress.step}: {progress.tokens:,} tokens in {progress.seconds / 60:.1f} min;"

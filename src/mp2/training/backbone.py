@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ from mp2.training.corpus import Corpus, build_corpus, read_texts
 from mp2.training.embeddings import ppmi_embeddings
 from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
 from mp2.training.objectives import Mixture
+from mp2.training.position_heads import add_position_heads
 from mp2.training.tokenizer import train_tokenizer
+
+Start = Literal["plain", "matching", "positions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class BackboneConfig:
         tokens: Tokens per batch.
         seed: Seed of initial values and batches.
         vocabulary: Pieces of the vocabulary that were asked for; a small text has fewer.
+        start: Where the embeddings are given: layers as BERT's start (``plain``), layers that compare words
+            (``matching``), or these with heads that see where words are (``positions``).
     """
 
     shape: EncoderShape = field(default_factory=EncoderShape)
@@ -71,6 +76,7 @@ class BackboneConfig:
     tokens: int = 4096
     seed: int = 42
     vocabulary: int = 20_000
+    start: Start = "matching"
 
 
 class MaskedHead(nn.Module):
@@ -97,6 +103,7 @@ class BackboneRun:
         config: The run.
         vocabulary: Number of token ids.
         pad_id: Id of padding.
+        cls_id: Id of the token that begins every row.
         embeddings: ``(V, H)`` start of the word embeddings, or None for random.
         device: Where to train.
     """
@@ -107,6 +114,7 @@ class BackboneRun:
         vocabulary: int,
         *,
         pad_id: int = 0,
+        cls_id: int = 2,
         embeddings: np.ndarray[Any, Any] | None = None,
         device: str = "cpu",
     ) -> None:
@@ -127,7 +135,16 @@ class BackboneRun:
             add_pooling_layer=False,
         )
         if embeddings is not None:
-            start_as_matching(self.encoder, embeddings)
+            start_with_words(self.encoder, embeddings)
+            if config.start == "plain":  # words and places of like size, as BERT starts them
+                self.encoder.embeddings.position_embeddings.weight.data.div_(
+                    2 * self.encoder.config.initializer_range
+                )
+            else:
+                start_as_matching(self.encoder)
+            if config.start == "positions":
+                generator = torch.Generator().manual_seed(config.seed)
+                add_position_heads(self.encoder, generator, first=cls_id)
         self.encoder.to(device)
         self.model = MRCModel(Backbone(self.encoder), SpanHead(s.hidden).to(device))
         self.masked = MaskedHead(s.hidden, self.encoder.embeddings.word_embeddings).to(device)
@@ -170,20 +187,23 @@ def _sent(values: np.ndarray[Any, Any], device: str) -> Tensor:
 
 
 @torch.no_grad()
-def start_as_matching(encoder: BertModel, embeddings: np.ndarray[Any, Any]) -> None:
-    """Start an encoder as one that compares words by meaning.
+def start_with_words(encoder: BertModel, embeddings: np.ndarray[Any, Any]) -> None:
+    """Start the word embeddings ``(V, H)`` from co-occurrence statistics, at unit scale; changed in place."""
+    encoder.embeddings.word_embeddings.weight.copy_(torch.from_numpy(embeddings / embeddings.std()))
 
-    Word embeddings are co-occurrence statistics at unit scale. In every layer queries and keys share one
-    random rotation, values and output are the identity: a token attends to tokens that mean the same and adds
-    them to itself. From a random start, an encoder of this size stays at chance on every task with options
-    for thousands of steps (docs/decisions/0005): it must find this product of option and text first.
+
+@torch.no_grad()
+def start_as_matching(encoder: BertModel) -> None:
+    """Start the layers of an encoder as those of one that compares words by meaning; changed in place.
+
+    In every layer queries and keys share one random rotation, values and output are the identity: a token
+    attends to tokens that mean the same and adds them to itself. From a random start, an encoder of this size
+    that has read little text stays at chance on every task with options for thousands of steps
+    (docs/decisions/0005): it must find this product of option and text first.
 
     Args:
-        encoder: A fresh encoder; changed in place.
-        embeddings: ``(V, H)``.
+        encoder: An encoder whose word embeddings have unit scale.
     """
-    words = encoder.embeddings.word_embeddings.weight
-    words.copy_(torch.from_numpy(embeddings / embeddings.std()))
     for layer in encoder.encoder.layer:
         attention = layer.attention
         rotation, _ = torch.linalg.qr(torch.randn_like(attention.self.query.weight))
@@ -221,8 +241,8 @@ def pretrain_backbone(
         Steps, tokens, seconds and losses of the run.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    pad_id = int(tokenizer.pad_token_id)
-    run = BackboneRun(config, len(tokenizer), pad_id=pad_id, embeddings=embeddings, device=device)
+    ids = {"pad_id": int(tokenizer.pad_token_id), "cls_id": int(tokenizer.cls_token_id)}
+    run = BackboneRun(config, len(tokenizer), **ids, embeddings=embeddings, device=device)
     rank, world = rank_and_world()
     mixture = Mixture(
         config.mixture,
@@ -268,7 +288,8 @@ def prepare_text(
     """Tokenizer, token files and co-occurrence embeddings of a run; each is made once and kept in its folder.
 
     Args:
-        texts: Text files.
+        texts: Text files; none where the folder has the tokenizer and the token files already, as it has when
+            it comes from another machine.
         folder: The run's folder.
         vocabulary: Pieces of the vocabulary.
         hidden: Width of the embeddings.
@@ -278,19 +299,21 @@ def prepare_text(
 
     Raises:
         ConfigError: The folder's embeddings are of another width.
+        DataError: There are no text files, and the folder holds no token files.
     """
     tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
-    if not (tokenizer_folder / "tokenizer.json").exists():
+    if texts and not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
         tokenizer = train_tokenizer(documents, vocab_size=vocabulary)
         with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
     tokenizer = load_tokenizer(tokenizer_folder)
-    corpus = build_corpus(texts, tokenizer, folder / "corpus")
+    held = folder / "corpus"
+    corpus = build_corpus(texts, tokenizer, held) if texts else Corpus.open(held)
     if not file.exists():
         made = ppmi_embeddings(corpus.tokens, len(tokenizer), hidden)
         buffer = io.BytesIO()
-        np.save(buffer, made.astype(np.float32))
+        np.save(buffer, made.astype(np.float16))  # a start needs no more
         write_whole(file, buffer.getvalue())
     embeddings = np.load(file)
     if embeddings.shape != (len(tokenizer), hidden):
