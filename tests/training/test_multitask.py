@@ -14,13 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from mp2.data.prepare import PreparedTask, prepare
-from mp2.errors import CheckpointError, ConfigError
+from mp2.errors import CheckpointError, ConfigError, DataError
 from mp2.model.checkpoint import Base, load_bank
 from mp2.model.router import Routing
 from mp2.runtime import write_json
 from mp2.tasks import catalogue
 from mp2.training.assemble import assemble
-from mp2.training.backbone import BackboneConfig, BackboneRun, EncoderShape, prepare_text, pretrain_backbone
+from mp2.training.backbone import (
+    BackboneConfig,
+    BackboneRun,
+    EncoderShape,
+    Start,
+    prepare_text,
+    pretrain_backbone,
+)
 from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
 from mp2.training.ppt import pretrain_ppt
@@ -204,6 +211,10 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     corpus, folder, words = prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 32)
     with pytest.raises(ConfigError, match=rf"holds {len(tokenizer)} x 32 numbers, this run needs .* x 48"):
         prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 48)
+    carried, _, same = prepare_text([], tmp_path, 20_000, 32)  # as on another machine, without the texts
+    assert carried.meta == corpus.meta and np.array_equal(words, same)
+    with pytest.raises(DataError, match=r"nothing/corpus: expected a folder of token files with meta.json"):
+        prepare_text([], tmp_path / "nothing", 20_000, 32)
     shape = EncoderShape(layers=2, hidden=32, heads=2, ffn=64, positions=96)
     loop = LoopConfig(steps=4, save_every=2)
     config = BackboneConfig(shape, {"mlm": 0.5, "cloze": 0.5}, 1e-3, loop, tokens=512)
@@ -251,6 +262,17 @@ def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_p
         f"| bq | 0.625 | 0.750 | {licence} |",
         "| of-my-own | 0.375 | 0.375 |  |",
     ]
+
+
+@pytest.mark.parametrize(("start", "place"), [("plain", 0.5), ("matching", 0.02), ("positions", 0.5)])
+def test_the_start_decides_how_large_places_are_beside_words(start: Start, place: float) -> None:
+    words = np.random.default_rng(0).normal(size=(200, 64))
+    config = BackboneConfig(EncoderShape(3, 64, 4, 128, 64), start=start)
+    embeddings = BackboneRun(config, 200, embeddings=words).encoder.embeddings
+    table, words_then = (
+        part.weight.detach() for part in (embeddings.position_embeddings, embeddings.word_embeddings)
+    )
+    assert 0.5 * place < float(table.std() / words_then.std()) < 2 * place
 
 
 def test_the_matching_start_attends_to_the_same_word() -> None:

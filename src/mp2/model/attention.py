@@ -8,12 +8,14 @@ encoder. The prompt travels as a keyword argument of the layer call, so nothing 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 NAME = "mp2_prefix"
@@ -80,10 +82,20 @@ def prefix_attention(
     if _better_plain(query, key):
         output = _plain(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5, dropout)
     else:
-        output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
+        with _without_plans(query):
+            output = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+            )
     return output.transpose(1, 2), None
+
+
+def _without_plans(query: Tensor) -> AbstractContextManager[None]:
+    """On a card all kernels but cuDNN's: it plans each new shape for a second, and our batches have many."""
+    if not query.is_cuda:
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    found: AbstractContextManager[None] = sdpa_kernel(kernels)
+    return found
 
 
 def _better_plain(query: Tensor, key: Tensor) -> bool:

@@ -301,15 +301,15 @@ def prepare_text(
         ConfigError: The folder's embeddings are of another width.
         DataError: There are no text files, and the folder holds no token files.
     """
-    tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
+    tokenizer_folder, file, held = folder / "tokenizer", folder / "embeddings.npy", folder / "corpus"
     if texts and not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
         tokenizer = train_tokenizer(documents, vocab_size=vocabulary)
         with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
+    corpus = None if texts else Corpus.open(held)
     tokenizer = load_tokenizer(tokenizer_folder)
-    held = folder / "corpus"
-    corpus = build_corpus(texts, tokenizer, held) if texts else Corpus.open(held)
+    corpus = corpus or build_corpus(texts, tokenizer, held)
     if not file.exists():
         made = ppmi_embeddings(corpus.tokens, len(tokenizer), hidden)
         buffer = io.BytesIO()
