@@ -232,6 +232,7 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
         other = replace(config, lr=0.5, shape=replace(shape, ffn=96), vocabulary=9_999)
         pretrain_backbone(corpus, folder, other, run, embeddings=words)
     assert ppt.base == bare.fingerprint
+    assert ppt.facts["config"]["tokens"] == 512 < ppt.facts["tokens"] <= 2 * 512
     made = assemble(
         "tiny", run / "encoder", [tmp_path / "ppt" / "bank"], tmp_path / "tiny", notes="About it."
     )

@@ -103,11 +103,11 @@ def pretrain_ppt(
         title="ppt",
     ).fit()
     facts: dict[str, Any] = {
+        "config": settings | {"loop": asdict(loop)},
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
     }
-    facts |= settings | {"loop": asdict(loop)}
     router = torch.zeros(0, 1, 1)
     trained = TrainedBank("ppt", bank, router, (), head, Routing(), base.fingerprint, facts)
     with one_after_the_other() as first:

@@ -95,7 +95,7 @@ class TaskState:
             backbone.depth if deep else 1, modules, length, backbone.hidden_size, 0, injection
         )
         # mixed in equal parts a deep prompt has unit scale, that of normalised hidden states: with less,
-        # attention passes it by (docs/evidence/shipped-model.md)
+        # attention passes it by (docs/evidence/model-of-25-november.md)
         bank = PromptBank(config, std=modules**0.5 if deep else 0.02, generator=generator)
         if self.method.start == "vocabulary":
             words = backbone.embeddings.word_embeddings.weight
