@@ -39,7 +39,7 @@ class Size:
 
 SIZES = {
     "micro": Size(2, 32, 2, 100),
-    "shipped": Size(4, 256, 4),
+    "shipped": Size(4, 384, 6),
     "6x512": Size(6, 512, 8),
     "cpt-large": Size(24, 1024, 16, 21_128),
 }
