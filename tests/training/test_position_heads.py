@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from mp2.errors import ConfigError
-from mp2.training.backbone import start_as_matching
+from mp2.training.backbone import start_as_matching, start_with_words
 from mp2.training.position_heads import add_position_heads
 
 LENGTH, FIRST = 60, 399
@@ -23,7 +23,8 @@ def encoder(layers: int = 4) -> BertModel:
         attn_implementation="eager",
     )
     made = BertModel(config, add_pooling_layer=False).eval()
-    start_as_matching(made, torch.randn(400, 256).numpy())
+    start_with_words(made, torch.randn(400, 256).numpy())
+    start_as_matching(made)
     return made
 
 
