@@ -47,8 +47,8 @@ def demo(
     weights = sum(parameter.numel() for parameter in base.backbone.parameters())
     print(f"base {base.name}: a frozen encoder of {weights / 1e6:.1f} million weights and its prompts")
     print(f"method {row.name}: {row.about}")
-    print("per task 32 rows to learn from, 32 to choose the best moment, 100 to test")
-    print("half of the steps of mp2 tune\n" if method is None else "")
+    shorter = "" if method else "; half of the steps of mp2 tune"
+    print(f"per task 32 rows to learn from, 32 to choose the best moment, 100 to test{shorter}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (
         "task",

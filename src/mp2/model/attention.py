@@ -90,7 +90,7 @@ def prefix_attention(
 
 
 def _without_plans(query: Tensor) -> AbstractContextManager[None]:
-    """On a card all kernels but cuDNN's: it plans each new shape for a second, and our batches have many."""
+    """On a card all kernels but cuDNN's, which plans anew for every shape, and our batches have many."""
     if not query.is_cuda:
         return nullcontext()
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
