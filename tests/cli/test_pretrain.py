@@ -94,6 +94,18 @@ def test_heads_must_divide_the_hidden_size(tmp_path: Path) -> None:
     assert str(refused.exception) == "--hidden 10: expected a multiple of --heads 3"
 
 
+def test_step_one_starts_as_one_of_three_or_from_a_folder(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("天气很好。我们出去走走。\n" * 40, encoding="utf-8")
+    run = ("pretrain-backbone", tmp_path / "t.txt", "--steps", 1, "--tokens", 128, "--out", tmp_path / "out")
+    refused = call(*run, "--start", "position")
+    assert isinstance(refused.exception, ConfigError) and "did you mean 'positions'" in str(refused.exception)
+    encoder = Path(base.path) / "encoder"
+    done = call(*run, "--start", encoder)
+    assert done.exit_code == 0, done.exception
+    assert Base(tmp_path / "out" / "encoder").backbone.depth == LAYERS
+    assert str(encoder) not in (tmp_path / "out" / "encoder" / "training.json").read_text()
+
+
 @pytest.mark.parametrize(
     "command", ["pretrain", "warm-up", "pretrain-poly", "pretrain-ppt", "pretrain-backbone"]
 )

@@ -74,11 +74,12 @@ def step_two(base: Base, folder: Path, accumulate: int = 1, *, recompute: bool =
 
 def step_one(made: Path, folder: Path, accumulate: int = 1) -> None:
     """Step 1 on the text and with the tokenizer of a folder; some steps ask for no masked word."""
-    corpus = build_corpus([made / "text.txt"], load_tokenizer(made / "tokenizer"), made / "corpus")
+    tokenizer = load_tokenizer(made / "tokenizer")
+    corpus = build_corpus([made / "text.txt"], tokenizer, made / "corpus")
     shape = EncoderShape(layers=2, hidden=32, heads=2, ffn=64, positions=96)
     loop = LoopConfig(STEPS, accumulate=accumulate, log_every=1)
     config = BackboneConfig(shape, {"mlm": 0.3, "cloze": 0.7}, 1e-3, loop, tokens=512)
-    pretrain_backbone(corpus, made / "tokenizer", config, folder)
+    pretrain_backbone(corpus, tokenizer, config, folder)
 
 
 def step_one_b(base: Base, folder: Path, accumulate: int = 1) -> None:

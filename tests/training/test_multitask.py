@@ -24,9 +24,10 @@ from mp2.training.backbone import (
     BackboneConfig,
     BackboneRun,
     EncoderShape,
-    Start,
     prepare_text,
     pretrain_backbone,
+    shape_of,
+    text_of,
 )
 from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
@@ -205,10 +206,9 @@ def test_masked_words_alone_are_asked_for(padded: bool) -> None:
 
 
 def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
-    tokenizer = invented_tokenizer()
-    tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
+    invented_tokenizer().save_pretrained(str(tmp_path / "tokenizer"))
     (tmp_path / "text.txt").write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
-    corpus, folder, words = prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 32)
+    corpus, tokenizer, words = prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 32)
     with pytest.raises(ConfigError, match=rf"holds {len(tokenizer)} x 32 numbers, this run needs .* x 48"):
         prepare_text([tmp_path / "text.txt"], tmp_path, 20_000, 48)
     carried, _, same = prepare_text([], tmp_path, 20_000, 32)  # as on another machine, without the texts
@@ -219,7 +219,7 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     loop = LoopConfig(steps=4, save_every=2)
     config = BackboneConfig(shape, {"mlm": 0.5, "cloze": 0.5}, 1e-3, loop, tokens=512)
     run = tmp_path / "run"
-    progress = pretrain_backbone(corpus, folder, config, run, embeddings=words)
+    progress = pretrain_backbone(corpus, tokenizer, config, run, embeddings=words)
     assert progress.step == 4
     bare = Base(run / "encoder")
     loop = LoopConfig(2, save_every=2)
@@ -230,7 +230,7 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
         ConfigError, match=r"shape.ffn was 64, is now 96; lr was .*; vocabulary was 20000, is"
     ):
         other = replace(config, lr=0.5, shape=replace(shape, ffn=96), vocabulary=9_999)
-        pretrain_backbone(corpus, folder, other, run, embeddings=words)
+        pretrain_backbone(corpus, tokenizer, other, run, embeddings=words)
     assert ppt.base == bare.fingerprint
     assert ppt.facts["config"]["tokens"] == 512 < ppt.facts["tokens"] <= 2 * 512
     made = assemble(
@@ -243,6 +243,24 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     assert "About it." in (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(CheckpointError, match="exists already"):
         assemble("tiny", run / "encoder", [], tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_step_one_goes_on_from_an_encoder(base: Base, tmp_path: Path, rate: float) -> None:
+    start = Base(base.path)
+    (tmp_path / "text.txt").write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
+    corpus = text_of([tmp_path / "text.txt"], start.tokenizer, tmp_path)
+    assert text_of([], start.tokenizer, tmp_path).meta == corpus.meta
+    with pytest.raises(DataError, match="corpus: made with another tokenizer"):
+        text_of([], invented_tokenizer(), tmp_path)
+    config = BackboneConfig(
+        shape_of(start), {"mlm": 0.5, "next": 0.5}, rate, LoopConfig(4), 512, start=start.fingerprint
+    )
+    begun = {key: value.clone() for key, value in start.model().state_dict().items()}
+    pretrain_backbone(corpus, start.tokenizer, config, tmp_path / "run", base=start)
+    ended = Base(tmp_path / "run" / "encoder").model().state_dict()
+    for key, value in begun.items():
+        assert torch.equal(value.half().float(), ended[key]) is (rate == 0), key
 
 
 def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_path: Path) -> None:
@@ -266,7 +284,7 @@ def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_p
 
 
 @pytest.mark.parametrize(("start", "place"), [("plain", 0.5), ("matching", 0.02), ("positions", 0.5)])
-def test_the_start_decides_how_large_places_are_beside_words(start: Start, place: float) -> None:
+def test_the_start_decides_how_large_places_are_beside_words(start: str, place: float) -> None:
     words = np.random.default_rng(0).normal(size=(200, 64))
     config = BackboneConfig(EncoderShape(3, 64, 4, 128, 64), start=start)
     embeddings = BackboneRun(config, 200, embeddings=words).encoder.embeddings

@@ -54,8 +54,11 @@ def pretrain_backbone(
     positions: Annotated[int, typer.Option(help="Longest input, in tokens.")] = 256,
     vocabulary: Annotated[int, typer.Option(help="Pieces of the vocabulary.")] = 20_000,
     start: Annotated[
-        Literal["plain", "matching", "positions"],
-        typer.Option(help="Layers as BERT's start, comparing words, or with heads for positions as well."),
+        str,
+        typer.Option(
+            help="plain (layers as BERT's start), matching (comparing words), positions (with heads for"
+            " positions as well); or an encoder folder to go on from: its size and tokenizer are kept."
+        ),
     ] = "matching",
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 4096,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
@@ -66,23 +69,40 @@ def pretrain_backbone(
     seed: Seed = 42,
 ) -> None:
     """Train a tokenizer and a small encoder from text files (step 1); resumes by itself."""
-    from mp2.errors import ConfigError
+    from mp2.errors import ConfigError, nearest
+    from mp2.model.checkpoint import load_base
     from mp2.runtime import check_room, default_device, one_after_the_other
-    from mp2.training.backbone import BackboneConfig, EncoderShape, prepare_text
+    from mp2.training.backbone import (
+        STARTS,
+        BackboneConfig,
+        EncoderShape,
+        prepare_text,
+        shape_of,
+        text_of,
+    )
     from mp2.training.backbone import pretrain_backbone as run
 
     if hidden % heads:
         raise ConfigError(f"--hidden {hidden}: expected a multiple of --heads {heads}")
+    if start not in STARTS and not Path(start).is_dir():
+        raise ConfigError(f"--start {start}: no folder; {nearest(start, STARTS)}")
     check_room(out)
     loop = cosine(
         steps, warmup, betas=(0.9, 0.98), save_every=save_every, minutes=minutes, precision=precision
     )
-    shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
+    base, embeddings, device = None, None, default_device()
+    if start in STARTS:
+        shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
+        with one_after_the_other():
+            corpus, tokenizer, embeddings = prepare_text(texts or [], out, vocabulary, hidden)
+    else:
+        base = load_base(start, device)
+        shape, tokenizer, start = shape_of(base), base.tokenizer, base.fingerprint
+        vocabulary = len(tokenizer)
+        with one_after_the_other():
+            corpus = text_of(texts or [], tokenizer, out)
     config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed, vocabulary, start)
-    device = default_device()
-    with one_after_the_other():
-        corpus, tokenizer, embeddings = prepare_text(texts or [], out, vocabulary, hidden)
-    progress = run(corpus, tokenizer, config, out, embeddings=embeddings, device=device)
+    progress = run(corpus, tokenizer, config, out, embeddings=embeddings, base=base, device=device)
     _say(
         f"step {progress.step}: {progress.tokens:,} tokens in {progress.seconds / 60:.1f} min;"
         f" {out / 'encoder'}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +23,20 @@ from transformers import BertConfig, BertModel
 
 from mp2.data.batch import collate
 from mp2.data.encode import Encoded, Window
-from mp2.errors import ConfigError
+from mp2.errors import ConfigError, DataError
 from mp2.model.backbone import Backbone, load_tokenizer
-from mp2.model.checkpoint import save_encoder
+from mp2.model.checkpoint import Base, save_encoder
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.spans import row_losses
 from mp2.runtime import one_after_the_other, rank_and_world, whole_folder, write_json, write_whole
-from mp2.training.corpus import Corpus, build_corpus, read_texts
+from mp2.training.corpus import Corpus, build_corpus, read_texts, tokenizer_fingerprint
 from mp2.training.embeddings import ppmi_embeddings
 from mp2.training.loop import Group, LoopConfig, Progressed, Trainer
 from mp2.training.objectives import Mixture
 from mp2.training.position_heads import add_position_heads
 from mp2.training.tokenizer import train_tokenizer
 
-Start = Literal["plain", "matching", "positions"]
+STARTS = ("plain", "matching", "positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class BackboneConfig:
         seed: Seed of initial values and batches.
         vocabulary: Pieces of the vocabulary that were asked for; a small text has fewer.
         start: Where the embeddings are given: layers as BERT's start (``plain``), layers that compare words
-            (``matching``), or these with heads that see where words are (``positions``).
+            (``matching``), or these with heads that see where words are (``positions``). The fingerprint of
+            an encoder that a run goes on from.
     """
 
     shape: EncoderShape = field(default_factory=EncoderShape)
@@ -76,7 +77,7 @@ class BackboneConfig:
     tokens: int = 4096
     seed: int = 42
     vocabulary: int = 20_000
-    start: Start = "matching"
+    start: str = "matching"
 
 
 class MaskedHead(nn.Module):
@@ -105,6 +106,8 @@ class BackboneRun:
         pad_id: Id of padding.
         cls_id: Id of the token that begins every row.
         embeddings: ``(V, H)`` start of the word embeddings, or None for random.
+        base: An encoder with its span head to go on from, moved in place; a new one when None. Its
+            masked-language head was not kept, so that begins afresh.
         device: Where to train.
     """
 
@@ -116,11 +119,29 @@ class BackboneRun:
         pad_id: int = 0,
         cls_id: int = 2,
         embeddings: np.ndarray[Any, Any] | None = None,
+        base: Base | None = None,
         device: str = "cpu",
     ) -> None:
         torch.manual_seed(config.seed)
+        if base is None:
+            self.encoder = self._new_encoder(config, vocabulary, pad_id, cls_id, embeddings).to(device)
+            self.model = MRCModel(Backbone(self.encoder), SpanHead(config.shape.hidden).to(device))
+        else:
+            self.encoder, self.model = base.backbone.whole[0], base.model()
+            self.model.train().requires_grad_(True)
+        self.masked = MaskedHead(config.shape.hidden, self.encoder.embeddings.word_embeddings).to(device)
+        self.pad_id, self.device, self.config = pad_id, device, config
+
+    @staticmethod
+    def _new_encoder(
+        config: BackboneConfig,
+        vocabulary: int,
+        pad_id: int,
+        cls_id: int,
+        embeddings: np.ndarray[Any, Any] | None,
+    ) -> BertModel:
         s = config.shape
-        self.encoder = BertModel(
+        encoder = BertModel(
             BertConfig(
                 vocab_size=vocabulary,
                 hidden_size=s.hidden,
@@ -135,20 +156,15 @@ class BackboneRun:
             add_pooling_layer=False,
         )
         if embeddings is not None:
-            start_with_words(self.encoder, embeddings)
+            start_with_words(encoder, embeddings)
             if config.start == "plain":  # words and places of like size, as BERT starts them
-                self.encoder.embeddings.position_embeddings.weight.data.div_(
-                    2 * self.encoder.config.initializer_range
-                )
+                encoder.embeddings.position_embeddings.weight.data.div_(2 * encoder.config.initializer_range)
             else:
-                start_as_matching(self.encoder)
+                start_as_matching(encoder)
             if config.start == "positions":
                 generator = torch.Generator().manual_seed(config.seed)
-                add_position_heads(self.encoder, generator, first=cls_id)
-        self.encoder.to(device)
-        self.model = MRCModel(Backbone(self.encoder), SpanHead(s.hidden).to(device))
-        self.masked = MaskedHead(s.hidden, self.encoder.embeddings.word_embeddings).to(device)
-        self.pad_id, self.device, self.config = pad_id, device, config
+                add_position_heads(encoder, generator, first=cls_id)
+        return encoder
 
     def groups(self) -> list[Group]:
         """Matrices decay, vectors do not."""
@@ -220,29 +236,30 @@ def right_option(window: Window) -> int | None:
 
 def pretrain_backbone(
     corpus: Corpus,
-    tokenizer_folder: Path,
+    tokenizer: Any,
     config: BackboneConfig,
     folder: Path,
     *,
     embeddings: np.ndarray[Any, Any] | None = None,
+    base: Base | None = None,
     device: str = "cpu",
 ) -> Progressed:
     """Run (or resume) step 1 and write the encoder to ``folder/encoder`` in the hub's layout.
 
     Args:
         corpus: Token files.
-        tokenizer_folder: The tokenizer they were made with.
+        tokenizer: The fast tokenizer they were made with.
         config: The run.
         folder: Logs, checkpoints and the encoder.
         embeddings: ``(V, H)`` start of the word embeddings.
+        base: An encoder to go on from, moved in place; ``config.shape`` is then its own.
         device: Where to train.
 
     Returns:
         Steps, tokens, seconds and losses of the run.
     """
-    tokenizer = load_tokenizer(tokenizer_folder)
     ids = {"pad_id": int(tokenizer.pad_token_id), "cls_id": int(tokenizer.cls_token_id)}
-    run = BackboneRun(config, len(tokenizer), **ids, embeddings=embeddings, device=device)
+    run = BackboneRun(config, len(tokenizer), **ids, embeddings=embeddings, base=base, device=device)
     rank, world = rank_and_world()
     mixture = Mixture(
         config.mixture,
@@ -284,7 +301,7 @@ def pretrain_backbone(
 
 def prepare_text(
     texts: Sequence[Path], folder: Path, vocabulary: int, hidden: int
-) -> tuple[Corpus, Path, np.ndarray[Any, Any]]:
+) -> tuple[Corpus, Any, np.ndarray[Any, Any]]:
     """Tokenizer, token files and co-occurrence embeddings of a run; each is made once and kept in its folder.
 
     Args:
@@ -295,21 +312,22 @@ def prepare_text(
         hidden: Width of the embeddings.
 
     Returns:
-        The corpus, the tokenizer's folder and ``(V, H)`` embeddings.
+        The corpus, its tokenizer and ``(V, H)`` embeddings.
 
     Raises:
         ConfigError: The folder's embeddings are of another width.
         DataError: There are no text files, and the folder holds no token files.
     """
-    tokenizer_folder, file, held = folder / "tokenizer", folder / "embeddings.npy", folder / "corpus"
+    tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
     if texts and not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
         tokenizer = train_tokenizer(documents, vocab_size=vocabulary)
         with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
-    corpus = None if texts else Corpus.open(held)
+    if not texts:
+        Corpus.open(folder / "corpus")  # the tokenizer is absent where it is: say that there is no text
     tokenizer = load_tokenizer(tokenizer_folder)
-    corpus = corpus or build_corpus(texts, tokenizer, held)
+    corpus = text_of(texts, tokenizer, folder)
     if not file.exists():
         made = ppmi_embeddings(corpus.tokens, len(tokenizer), hidden)
         buffer = io.BytesIO()
@@ -321,4 +339,36 @@ def prepare_text(
             f"{file}: holds {len(embeddings)} x {embeddings.shape[1]} numbers, this run needs"
             f" {len(tokenizer)} x {hidden}; choose another folder"
         )
-    return corpus, tokenizer_folder, embeddings
+    return corpus, tokenizer, embeddings
+
+
+def text_of(texts: Sequence[Path], tokenizer: Any, folder: Path) -> Corpus:
+    """The token files of a run with a given tokenizer, made once and kept in its folder.
+
+    Args:
+        texts: Text files; none where the folder has the token files already.
+        tokenizer: A fast tokenizer.
+        folder: The run's folder.
+
+    Raises:
+        DataError: There are no text files, and the folder's token files are absent or of another tokenizer.
+    """
+    if texts:
+        return build_corpus(texts, tokenizer, folder / "corpus")
+    corpus = Corpus.open(folder / "corpus")
+    if corpus.meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
+        raise DataError(f"{folder / 'corpus'}: made with another tokenizer; give the text files")
+    return corpus
+
+
+def shape_of(base: Base) -> EncoderShape:
+    """The size of an encoder that is there."""
+    c = base.backbone.config
+    return EncoderShape(
+        base.backbone.depth,
+        base.backbone.hidden_size,
+        c.num_attention_heads,
+        c.intermediate_size,
+        base.backbone.max_length,
+        c.hidden_dropout_prob,
+    )

@@ -90,8 +90,7 @@ def build_corpus(paths: Sequence[Path | str], tokenizer: Any, folder: Path | str
         DataError: A file is missing, of an unknown kind, damaged, or holds no text.
     """
     files, folder = [Path(path) for path in paths], Path(folder)
-    backend = tokenizer.backend_tokenizer
-    fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
+    fingerprint = tokenizer_fingerprint(tokenizer)
     sources = [{"name": file.name, "sha256": _hash(file)} for file in files]
     key = hashlib.sha256(json.dumps([fingerprint, _FIELD, sources]).encode()).hexdigest()[:16]
     with contextlib.suppress(DataError):
@@ -103,6 +102,11 @@ def build_corpus(paths: Sequence[Path | str], tokenizer: Any, folder: Path | str
         identity = {"key": key, "tokenizer": fingerprint, "vocab_size": len(tokenizer)}
         write_json(aside / "meta.json", {**identity, **counts, "sources": sources})
     return Corpus.open(folder)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Short hash of a fast tokenizer."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
 
 def read_texts(path: Path | str) -> Iterator[str]:
