@@ -116,20 +116,15 @@ def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
     assert kept == ["step-00000006", "step-00000008", "step-00000010"]
 
 
-_RUN = """
-import sys, time, torch
-from pathlib import Path
-from tests.training.test_loop import net, trainer
-from mp2.training.loop import LoopConfig
-torch.manual_seed(9)
-model = net()
-config = LoopConfig(40, warmup=5, schedule="cosine", save_every=3, log_every=1)
-run = trainer(model, config, Path(sys.argv[1]))
-if sys.argv[2] == "slow":
-    step = run.one_step
-    run.one_step = lambda: (step(), time.sleep(0.05))
-run.fit()
-"""
+def forty_steps(folder: Path, pause: float = 0.0) -> None:
+    """A run that can be killed; it goes on from what the folder holds."""
+    torch.manual_seed(9)
+    config = LoopConfig(40, warmup=5, schedule="cosine", save_every=3, log_every=1)
+    run = trainer(net(), config, folder)
+    if pause:
+        step = run.one_step
+        run.one_step = lambda: (step(), time.sleep(pause))  # type: ignore[method-assign,assignment,func-returns-value]
+    run.fit()
 
 
 def _parameters(folder: Path) -> bytes:
@@ -138,16 +133,16 @@ def _parameters(folder: Path) -> bytes:
 
 def test_a_run_killed_at_any_step_and_resumed_ends_bit_identical(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-c", _RUN]
-    subprocess.run([*command, str(whole), "fast"], check=True)
+    forty_steps(whole)
+    code = f"from tests.training.test_loop import *; forty_steps(Path({str(cut)!r}), 0.05)"
     for wait in (7, 20):
-        with subprocess.Popen([*command, str(cut), "slow"]) as process:
+        with subprocess.Popen([sys.executable, "-c", code]) as process:
             deadline = time.monotonic() + 300
             while not (cut / "log.jsonl").exists() or _steps(cut) < wait:
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-    subprocess.run([*command, str(cut), "fast"], check=True)
+    forty_steps(cut)
     assert _parameters(cut) == _parameters(whole)
 
 
