@@ -17,7 +17,7 @@ from transformers import BertModel
 from workload import option_spans
 
 from mp2.data.encode import Encoded
-from mp2.runtime import autocast
+from mp2.runtime import Precision, autocast
 
 LENGTH = 16
 KINDS = {"peft-prefix": PrefixTuningConfig, "peft-prompt": PromptTuningConfig}
@@ -40,7 +40,7 @@ class PeftRival:
         self.optimiser = torch.optim.AdamW([*trained, *self.head.parameters()], 1e-3)
         self.device = device
 
-    def logits(self, rows: Sequence[Encoded], precision: str) -> Tensor:
+    def logits(self, rows: Sequence[Encoded], precision: Precision) -> Tensor:
         """``(B, T, 2)`` logits of the text's tokens."""
         windows = [row.windows[0] for row in rows]
         width = max(len(window.ids) for window in windows)
@@ -56,7 +56,7 @@ class PeftRival:
             found: Tensor = self.head(hidden[:, -width:])
         return found.float()
 
-    def train_step(self, rows: Sequence[Encoded], precision: str = "fp32") -> None:
+    def train_step(self, rows: Sequence[Encoded], precision: Precision = "fp32") -> None:
         """Forward, loss over all positions, backward, AdamW."""
         self.model.eval()
         gold = [row.windows[0].gold or (0, 0) for row in rows]
@@ -68,7 +68,7 @@ class PeftRival:
         self.optimiser.step()
 
     @torch.no_grad()
-    def answers(self, rows: Sequence[Encoded], precision: str = "fp32") -> list[int]:
+    def answers(self, rows: Sequence[Encoded], precision: Precision = "fp32") -> list[int]:
         """The best option of each row by the sum of its two logits; for span tasks the best start."""
         self.model.eval()
         logits = self.logits(rows, precision)

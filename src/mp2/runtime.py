@@ -16,9 +16,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mp2.errors import CheckpointError, WriteError
+
+Precision = Literal["fp32", "bf16"]
 
 
 @contextlib.contextmanager
@@ -204,13 +206,16 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
+def autocast(device: str, precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """Where products are taken in bf16 if ``precision`` is ``bf16``; ``fp32`` changes nothing."""
     if precision != "bf16":
         return contextlib.nullcontext()
     import torch
 
-    found: contextlib.AbstractContextManager[Any] = torch.autocast(device.split(":")[0], dtype=torch.bfloat16)
+    # no cache: it would go on with the weights of the step before wherever several steps are inside
+    found: contextlib.AbstractContextManager[Any] = torch.autocast(
+        device.split(":")[0], dtype=torch.bfloat16, cache_enabled=False
+    )
     return found
 
 

@@ -86,6 +86,8 @@ def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(
     again = tune(tmp_path, base, GOOD, *arguments, "--replace", "--json")
     assert json.loads(again.stdout)["calls"] == {"0": 12}
     assert (tmp_path / "search" / "calls.jsonl").read_text(encoding="utf-8").splitlines() == lines
+    refused = tune(tmp_path, base, GOOD, *arguments, "--replace", "--precision", "bf16")
+    assert "precision" in str(refused.exception)
     refused = tune(tmp_path, base, GOOD, "--search", str(tmp_path / "search"), "--replace")
     assert "no black-box stage" in str(refused.exception)
 

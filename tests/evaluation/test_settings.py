@@ -66,6 +66,8 @@ def test_other_settings_and_splits_need_a_name_and_stand_in_the_records(base: Ba
     plain = Grid(("chnsent",), ("mp2-deep-gd-router",), (8,), root, tmp_path / "cache", shots=(4,))
     with pytest.raises(ConfigError, match="other settings make another experiment: name it with a variant"):
         replace(plain, settings={"steps": "1"})
+    with pytest.raises(ConfigError, match="other precision make another experiment"):
+        replace(plain, precision="bf16")
     with pytest.raises(ConfigError, match="other splits make another experiment"):
         replace(plain, splits=("train", "dev"))
     with pytest.raises(DataError, match="chnsent has no split 'train'"):
@@ -74,7 +76,12 @@ def test_other_settings_and_splits_need_a_name_and_stand_in_the_records(base: Ba
         other = replace(plain, variant=f"steps={steps}", settings={"steps": steps, "eval_every": "1"})
         assert run_grid(other, out, base=base, say=lambda _: None) == (1, 0)
     assert all(f"steps={r.calls}" in r.settings for r in read_records([out]))
-    found = {r.variant: r.calls for r in read_records([out])}
+    assert run_grid(replace(other, variant="half", precision="bf16"), out, base=base, say=lambda _: None) == (
+        1,
+        0,
+    )
+    assert [r.variant for r in read_records([out]) if "bf16 products" in r.settings] == ["half"]
+    found = {r.variant: r.calls for r in read_records([out]) if r.variant != "half"}
     assert found == {"steps=1": 1, "steps=2": 2}
 
 

@@ -12,6 +12,7 @@ import torch
 from mp2.errors import CheckpointError, ConfigError, WriteError
 from mp2.model.checkpoint import Base
 from mp2.model.router import Routing
+from mp2.runtime import Precision
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
@@ -33,6 +34,7 @@ QUICK = replace(
 )
 
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 NAMES = ("味道", "服务", "店", "音乐", "手机", "咖啡", "地方", "电话", "老师", "公司", "北京")
 
 
@@ -96,6 +98,21 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
     text = "音乐太差难看。"
     (first,), (second,) = predictor.predict([("memory", text)]), predictor.predict([("disk", text)])
     assert first.answer == second.answer and first.answer.text in TASK.labels
+
+
+@pytest.mark.parametrize("name", ["model-tuning", "lora", "mp2-deep-gd", "mp2-shallow-gd"])
+def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -> None:
+    row = get_method(name)
+    stages = [replace(s, lr=dict.fromkeys(s.lr, 0.02), steps=12, eval_every=3) for s in row.stages]  # type: ignore[call-arg,union-attr]
+    curves = []
+    for precision in PRECISIONS:
+        method = replace(row, stages=tuple(stages))
+        adapter = tune(base, TASK, rows(16), rows(8, 100), method, seed=3, precision=precision)
+        assert all(value.isfinite().all() for value in adapter.tensors.values())
+        curves.append([record["loss"] for record in adapter.facts["curve"] if "loss" in record])
+    whole, half = curves
+    assert half != whole and half == pytest.approx(whole, abs=0.08)
+    assert whole[-1] < 0.8 * whole[0]
 
 
 def test_the_loss_of_a_step_is_that_of_all_its_rows(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

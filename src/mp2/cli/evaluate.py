@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mp2.cli.options import LAST_SEED, Json, Model, pairs
+from mp2.cli.options import LAST_SEED, Json, Model, Precision, pairs
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="MP2_DATA")]
 
@@ -59,6 +59,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as lr.prompts=0.01 or 2.steps=64."),
     ] = None,
+    precision: Precision = "fp32",
     splits: Annotated[
         str, typer.Option(help="Split to draw from, and split to score; train,dev to choose settings.")
     ] = "pool,test",
@@ -94,6 +95,7 @@ def evaluate(
         variant=variant,
         banks=pairs("--bank", "NAME=FOLDER", bank or []),
         settings=pairs("--set", "NAME=VALUE", setting or []),
+        precision=precision,
         splits=_two_splits(splits),
         device=default_device(),
     )

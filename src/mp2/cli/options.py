@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 LAST_SEED = 2**32 - 1  # NumPy takes no other
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option(help="bf16 is quicker where the processor or card knows it; results differ by rounding."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LAST_SEED)]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mp2.cli.options import Seed
+from mp2.cli.options import Precision, Seed
 from mp2.cli.pretrain import (
     CACHE,
     SUITES,
@@ -16,7 +16,6 @@ from mp2.cli.pretrain import (
     EvalEvery,
     Minutes,
     Out,
-    Precision,
     Root,
     Rows,
     SaveEvery,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mp2.cli.options import Seed
+from mp2.cli.options import Precision, Seed
 
 if TYPE_CHECKING:
     from mp2.training.loop import LoopConfig
@@ -31,7 +31,6 @@ SizeExponent = Annotated[
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations.")]
 Minutes = Annotated[float, typer.Option(help="Stop resumably after this time; 0 for no limit.")]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32 or bf16.")]
 SUITES = ["pretrain-38"]
 CACHE = Path("runs/cache")
 

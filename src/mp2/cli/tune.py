@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mp2.cli.options import Json, Model, Seed, pairs
+from mp2.cli.options import Json, Model, Precision, Seed, pairs
 
 if TYPE_CHECKING:
     from mp2.tasks.spec import TaskSpec
@@ -41,6 +41,7 @@ def tune(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as calls=500 or 2.popsize=10."),
     ] = None,
+    precision: Precision = "fp32",
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
@@ -72,7 +73,17 @@ def tune(
         _say(f"method {row.name} on {base.name}: {row.about}")
     progress = None if json_ else _show
     try:
-        adapter = run(base, spec, examples, dev_examples, row, seed=seed, progress=progress, folder=search)
+        adapter = run(
+            base,
+            spec,
+            examples,
+            dev_examples,
+            row,
+            seed=seed,
+            precision=precision,
+            progress=progress,
+            folder=search,
+        )
     except SearchError as error:
         error.best.save(out, replace=replace)
         raise SearchError(f"{error}; the best adapter so far is in {out}", error.best) from error
@@ -120,12 +131,7 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="JSONL file; standard output when absent.")
     ] = None,
     model: Model = None,
-    precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(
-            help="bf16 is quicker where the processor or card knows it; answers differ by rounding."
-        ),
-    ] = "fp32",
+    precision: Precision = "fp32",
     json_: Json = False,
 ) -> None:
     """Answer texts or rows with an adapter."""

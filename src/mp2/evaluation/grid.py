@@ -23,7 +23,7 @@ from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
 from mp2.evaluation.runners import run_here, run_on_ray
 from mp2.evaluation.settings import with_settings
 from mp2.model.checkpoint import Base, load_base
-from mp2.runtime import version_facts
+from mp2.runtime import Precision, autocast, version_facts
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.methods import METHODS, Method, get_method
 from mp2.tuning.parts import check_parts, part_fingerprint
@@ -48,6 +48,7 @@ class Grid:
         variant: Name of an ablation.
         banks: Bank name -> folder of the bank to use in its place.
         settings: Setting of a stage -> value in its place (``mp2.evaluation.settings``).
+        precision: ``fp32``, or ``bf16`` products.
         splits: Where the shots come from, and what is scored. ``("train", "dev")`` of upstream tasks chooses
             settings without a look at any test set.
         device: Where the encoder lives.
@@ -64,6 +65,7 @@ class Grid:
     variant: str = ""
     banks: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    precision: Precision = "fp32"
     splits: tuple[str, str] = SPLITS
     device: str = "cpu"
 
@@ -75,8 +77,13 @@ class Grid:
                 raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
-        other = "settings" if self.settings else "splits" if self.splits != SPLITS else ""
-        if other and not self.variant:
+        changed = {
+            "settings": bool(self.settings),
+            "precision": self.precision != "fp32",
+            "splits": self.splits != SPLITS,
+        }
+        if any(changed.values()) and not self.variant:
+            other = " and ".join(name for name, is_so in changed.items() if is_so)
             raise ConfigError(f"other {other} make another experiment: name it with a variant")
 
     @property
@@ -184,7 +191,7 @@ class Bench:
             bank=run.method.bank,
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
-            settings=run.method.settings,
+            settings=run.method.settings + ("; bf16 products" if self.grid.precision == "bf16" else ""),
             splits=",".join(self.grid.splits),
             bank_steps=self._bank_steps(run.method),
         )
@@ -225,7 +232,16 @@ class Bench:
                 self._halfway[key] = adapter, peak_memory(self.grid.device)
 
         spec, between = self.tasks[run.task].spec, keep if row else None
-        adapter = tune(self.base, spec, draw.train, draw.dev, run.method, seed=run.seed, between=between)
+        adapter = tune(
+            self.base,
+            spec,
+            draw.train,
+            draw.dev,
+            run.method,
+            seed=run.seed,
+            precision=self.grid.precision,
+            between=between,
+        )
         if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result
             raise KeyboardInterrupt
         return adapter, {}
@@ -235,7 +251,8 @@ class Bench:
         draw = task.draw(run.seed, run.shots)
         adapter, peak = self._tuned(run, draw)
         begin = time.monotonic()
-        scores = test_scores(adapter, self.base, task)
+        with autocast(self.grid.device, self.grid.precision):
+            scores = test_scores(adapter, self.base, task)
         facts = adapter.facts
         return replace(
             record,

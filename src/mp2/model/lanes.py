@@ -74,7 +74,7 @@ class _Queue:
 
 def _lane(queue: _Queue, autocast: bool, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)  # of this thread; other threads keep theirs
-    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=autocast):
+    with torch.inference_mode(), torch.autocast("cpu", dtype, autocast, cache_enabled=False):
         try:
             while (piece := queue.take()) is not None:
                 piece()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mp2.errors import CheckpointError, ConfigError
 from mp2.runtime import (
+    Precision,
     autocast,
     freed_memory_kept,
     rank_and_world,
@@ -92,7 +93,7 @@ class LoopConfig:
     save_every: int = 0
     log_every: int = 20
     keep: int = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     minutes: float = 0.0
 
     def __post_init__(self) -> None:

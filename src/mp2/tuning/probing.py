@@ -60,10 +60,11 @@ def fit_probe(probe: ProbeHead, states: Tensor, labels: Tensor, strength: float)
         labels: ``(R,)``.
         strength: Weight of the squared norm, in units of one row's loss; states are scaled to unit variance.
     """
+    states = states.double()  # bf16 products are too coarse for the line search
     mean, scale = states.mean(dim=0), states.std(dim=0, correction=0).clamp_min(1e-6)
     scaled = (states - mean) / scale
-    weight = torch.zeros_like(probe.weight, requires_grad=True)
-    bias = torch.zeros_like(probe.bias, requires_grad=True)
+    weight = torch.zeros_like(probe.weight, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros_like(probe.bias, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -77,7 +78,7 @@ def fit_probe(probe: ProbeHead, states: Tensor, labels: Tensor, strength: float)
     with torch.no_grad():
         probe.weight.copy_(weight / scale)
         probe.bias.copy_(bias - (weight / scale) @ mean)
-        return float(F.cross_entropy(states @ probe.weight.T + probe.bias, labels))
+        return float(F.cross_entropy(states @ probe.weight.double().T + probe.bias.double(), labels))
 
 
 class _Pairs:

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from mp2.errors import ConfigError, SearchError
 from mp2.model.answer_length import answer_length
 from mp2.model.checkpoint import Base
-from mp2.runtime import seed_everything, version_facts
+from mp2.runtime import Precision, autocast, seed_everything, version_facts
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter
@@ -44,6 +45,7 @@ def tune(
     method: Method,
     *,
     seed: int = 42,
+    precision: Precision = "fp32",
     progress: Record | None = None,
     folder: Path | str | None = None,
     between: Callable[[int, Adapter], None] | None = None,
@@ -57,6 +59,7 @@ def tune(
         dev: Labelled rows that decide which moment is kept; disjoint from ``train``.
         method: The row of the methods table.
         seed: Seed of everything random.
+        precision: ``fp32``, or ``bf16`` products, quicker where the processor or card knows them.
         progress: Receives one record per dev score.
         folder: Where a black-box search keeps its state and one line per call; the same arguments with the
             same folder continue it.
@@ -90,24 +93,26 @@ def tune(
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
     shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev, reserve)
     state.answer_length = answer_length(shots.rows)
-    if method.start == "projection":
-        _draw_projection(state, shots, seed)
-    course = Course(state, task, shots, dev_shots, seed, progress)
-    course.score(-1, 0, 0.0)
-    run = _search_run(course, folder)
+    with autocast(base.device, precision):
+        if method.start == "projection":
+            _draw_projection(state, shots, seed)
+        course = Course(state, task, shots, dev_shots, seed, progress)
+        course.score(-1, 0, 0.0)
+        run = _search_run(course, folder, precision)
+        made = partial(_adapter, course, begin, run, precision)
 
-    def ended(index: int) -> None:
-        if between is not None and index + 1 < len(method.stages):
-            state.method = replace(method, stages=method.stages[: index + 1])
-            between(index, _adapter(course, begin, run))
-            state.method = method
+        def ended(index: int) -> None:
+            if between is not None and index + 1 < len(method.stages):
+                state.method = replace(method, stages=method.stages[: index + 1])
+                between(index, made())
+                state.method = method
 
-    try:
-        _run_stages(course, run, ended)
-    except SearchError as error:
-        state.restore(course.best.snapshot)
-        raise SearchError(str(error), _adapter(course, begin, run)) from error
-    return _adapter(course, begin, run)
+        try:
+            _run_stages(course, run, ended)
+        except SearchError as error:
+            state.restore(course.best.snapshot)
+            raise SearchError(str(error), made()) from error
+        return made()
 
 
 def _run_stages(course: Course, run: SearchRun | None, ended: Callable[[int], None]) -> None:
@@ -129,7 +134,7 @@ def _run_stages(course: Course, run: SearchRun | None, ended: Callable[[int], No
         ended(index)
 
 
-def _search_run(course: Course, folder: Path | str | None) -> SearchRun | None:
+def _search_run(course: Course, folder: Path | str | None, precision: Precision) -> SearchRun | None:
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
     state, method, base = course.state, course.state.method, course.state.base
     if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
@@ -148,6 +153,8 @@ def _search_run(course: Course, folder: Path | str | None) -> SearchRun | None:
             "bank": state.source.fingerprint if state.source else None,
             "rows": hashlib.sha256(rows).hexdigest()[:16],
         }
+        if precision != "fp32":
+            identity["precision"] = precision
         store = SearchFolder(folder, identity)
     return SearchRun(course, store)
 
@@ -160,7 +167,7 @@ def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
     state.fuse()
 
 
-def _adapter(course: Course, begin: float, run: SearchRun | None) -> Adapter:
+def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Precision) -> Adapter:
     """Keep the least that answers need: the router, unless more than it moved."""
     state, best = course.state, course.best
     facts: dict[str, Any] = {
@@ -177,6 +184,7 @@ def _adapter(course: Course, begin: float, run: SearchRun | None) -> Adapter:
         "dev": best.key[0],
         "kept_stage": best.stage,
         "settings": state.method.settings,
+        "precision": precision,
         "tuned_parameters": state.tuned_parameters,
         "seconds": round(seconds, 2),
         "versions": version_facts(),
