@@ -83,6 +83,16 @@ def test_both_stages_spend_exactly_their_calls_and_write_a_line_for_each(
     assert not adapter.facts["interrupted"]
 
 
+@pytest.mark.parametrize("name", ["mp2-deep-bb", "mp2-shallow-bb", "bbtv2"])
+def test_a_search_with_bf16_products_keeps_its_numbers_in_fp32(base: Base, name: str) -> None:
+    row = method(name, FUSED) if name == "bbtv2" else method(name)
+    whole, half = run(base, row), run(base, row, precision="bf16")
+    assert {value.dtype for value in half.tensors.values()} == {torch.float32}
+    assert half.facts["calls"] == whole.facts["calls"] and half.facts["precision"] == "bf16"
+    first, other = (adapter.facts["curve"][0]["dev_loss"] for adapter in (whole, half))
+    assert first != other and other == pytest.approx(first, abs=0.05)
+
+
 def test_a_search_finds_lower_losses_and_the_best_moment_answers(base: Base) -> None:
     adapter = run(base, method("mp2-deep-bb", ROUTER, replace(FUSED, calls=300, relative=True)))
     curve = [record for record in adapter.facts["curve"] if record["stage"] == 1]

@@ -108,7 +108,7 @@ def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -
     for precision in PRECISIONS:
         method = replace(row, stages=tuple(stages))
         adapter = tune(base, TASK, rows(16), rows(8, 100), method, seed=3, precision=precision)
-        assert all(value.isfinite().all() for value in adapter.tensors.values())
+        assert {value.dtype for value in adapter.tensors.values()} == {torch.float32}
         curves.append([record["loss"] for record in adapter.facts["curve"] if "loss" in record])
     whole, half = curves
     assert half != whole and half == pytest.approx(whole, abs=0.08)

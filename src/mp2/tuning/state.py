@@ -166,7 +166,8 @@ class TaskState:
         """Pre-fusion (paper 3.4): one intrinsic vector per layer from the modules that the router mixes."""
         assert self.router is not None
         weights = router_weights(self.router, self.routing)
-        self.z = nn.Parameter(torch.einsum("rlk,lkd->rld", weights, self.projector.z), requires_grad=False)
+        fused = torch.einsum("rlk,lkd->rld", weights, self.projector.z).to(self.router.dtype)
+        self.z = nn.Parameter(fused, requires_grad=False)
 
     def snapshot(self, groups: Sequence[GroupName]) -> dict[str, Tensor]:
         """Copies of the parameters of some groups."""

@@ -197,7 +197,7 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         else:
             composed = state.prompts()
             assert composed is not None
-            tensors["prompts"] = composed.detach()[0].clone()
+            tensors["prompts"] = composed.detach()[0].to(torch.float32, copy=True)
         if state.source is not None:  # for people: no answer needs it beside composed prompts
             facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
     tensors |= _weights(state, moved)
