@@ -67,7 +67,7 @@ class Method:
 
 
 _ROUTER = Gradient({"router": 0.3}, steps=16, eval_every=4)
-_PROMPTS = Gradient({"prompts": 0.1, "head": 0.003}, steps=40, eval_every=5, schedule="cosine")
+_PROMPTS = Gradient({"prompts": 0.1, "head": 0.003}, steps=40, eval_every=5, schedule="cosine", flood=0.2)
 _SINGLE = replace(_PROMPTS, steps=60)
 
 _DEEP = Method(
