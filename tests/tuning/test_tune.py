@@ -109,21 +109,6 @@ def test_a_cosine_rate_rises_and_falls_to_nothing(base: Base, schedule: Schedule
     assert ("cosine" in repr(stage)) is (schedule == "cosine")
 
 
-@pytest.mark.parametrize("tokens", [4096, 40])  # one batch, and several
-def test_a_flood_keeps_the_train_loss_where_it_is(
-    base: Base, monkeypatch: pytest.MonkeyPatch, tokens: int
-) -> None:
-    monkeypatch.setattr(course, "CPU_TOKENS", tokens)
-    lowest = {}
-    for flood in (0.0, 0.2):
-        stage = Gradient({"prompts": 0.1, "head": 0.1}, steps=60, eval_every=1, flood=flood)
-        adapter = tune(base, TASK, rows(16), rows(8, 100), replace(QUICK, stages=(stage,)), seed=3)
-        lowest[flood] = [record["loss"] for record in adapter.facts["curve"] if "loss" in record][30:]
-    assert max(lowest[0.0]) < 0.02
-    assert 0.1 < sum(lowest[0.2]) / 30 < 0.5
-    assert "flood=0.2" in repr(stage)
-
-
 def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loading(
     base: Base, tmp_path: Path
 ) -> None:

@@ -48,18 +48,15 @@ def run_gradient(course: Course, stage: Gradient, index: int) -> None:
         for parameter in group.parameters.values():
             parameter.requires_grad_(True)
     batches = micro_batches(course.train.rows, state.base.tokenizer.pad_token_id, state.base.device)
-    begin, source, uphill = time.monotonic(), _Micro(batches), False
+    begin = time.monotonic()
     seen = deque[torch.Tensor](maxlen=len(batches))  # the losses of the newest step, which sees all rows
 
     def batch_loss(batch: MRCBatch) -> tuple[torch.Tensor, int, int]:
-        nonlocal uphill
-        if stage.flood and len(seen) == len(batches) and source.next == 1 % len(batches):  # a step begins
-            uphill = float(torch.cat([*seen]).mean()) < stage.flood
         state.model.eval()  # no dropout: the released deep code tunes in eval mode, and runs repeat exactly
         logits = state.model(batch, state.prompts(), state.injection, options_only=True)
         losses, known = row_losses(logits, batch, "option")
         seen.append(losses.detach()[known])
-        return -losses.sum() if uphill else losses.sum(), batch.known, batch.ids.numel()
+        return losses.sum(), batch.known, batch.ids.numel()
 
     def evaluate() -> dict[str, float]:
         loss = float(torch.cat([*seen]).mean())
@@ -75,7 +72,7 @@ def run_gradient(course: Course, stage: Gradient, index: int) -> None:
     )
     trainer = Trainer(
         groups,
-        source,
+        _Micro(batches),
         batch_loss,
         loop,
         evaluate=evaluate,

@@ -67,14 +67,14 @@ class Method:
 
 
 _ROUTER = Gradient({"router": 0.3}, steps=16, eval_every=4)
-_PROMPTS = Gradient({"prompts": 0.1, "head": 0.003}, steps=40, eval_every=5, schedule="cosine", flood=0.2)
-_SINGLE = replace(_PROMPTS, steps=60)
+_PROMPTS = Gradient({"prompts": 0.03, "head": 0.003}, steps=40, eval_every=5)
+_SINGLE = Gradient({"prompts": 0.03, "head": 0.003}, steps=60, eval_every=5)
 
 _DEEP = Method(
     "mp2-deep-gd",
     (_ROUTER, _PROMPTS),
     bank="deep",
-    version=3,
+    version=2,
     about="deep MP2, router then prompts, gradient",
 )
 # Forward-only transfer first: what the upstream tasks' own routers are worth here costs one call each.
@@ -91,7 +91,7 @@ _TRANSFER = (
         "mp2-deep-transfer",
         (_KNOWN, _ROUTER, _PROMPTS),
         bank="deep",
-        version=4,
+        version=3,
         about="deep MP2 from the best router of the known tasks, then router and prompts by gradient",
     ),
 )
@@ -99,7 +99,7 @@ _SHALLOW = Method(
     "mp2-shallow-gd",
     (_ROUTER, _PROMPTS),
     bank="shallow",
-    version=3,
+    version=2,
     about="shallow MP2, router then prompts, gradient",
 )
 
@@ -232,16 +232,16 @@ METHODS: dict[str, Method] = {
             "spot",
             (_SINGLE,),
             bank="spot",
-            version=3,
+            version=2,
             about="one shallow prompt pre-trained on the same tasks",
         ),
-        Method("ppt", (_SINGLE,), bank="ppt", version=3, about="one shallow prompt pre-trained on raw text"),
+        Method("ppt", (_SINGLE,), bank="ppt", version=2, about="one shallow prompt pre-trained on raw text"),
         Method(
             "prompt-tuning",
             (_SINGLE,),
             fresh="shallow",
             start="vocabulary",
-            version=3,
+            version=2,
             about="one shallow prompt from scratch",
         ),
         Method(
@@ -249,7 +249,7 @@ METHODS: dict[str, Method] = {
             (_SINGLE,),
             fresh="deep",
             start="random",
-            version=3,
+            version=2,
             about="one deep prompt from scratch",
         ),
         Method(
@@ -257,7 +257,7 @@ METHODS: dict[str, Method] = {
             (_ROUTER, _PROMPTS),
             fresh="deep",
             start="random",
-            version=3,
+            version=2,
             about="deep MP2 on a random bank: what pre-training is worth",
         ),
         Method(

@@ -55,24 +55,20 @@ class Gradient:
         eval_every: Steps between scores on the dev set.
         schedule: Whether the rates stay (``constant``), or rise in a tenth of the steps and then fall to
             nothing (``cosine``).
-        flood: Mean train loss, in nats, below which steps go uphill, so that rows are not
-            learned by heart (Ishida et al., arXiv:2002.08709); 0 for never.
     """
 
     lr: dict[GroupName, float]
     steps: int = 40
     eval_every: int = 10
     schedule: Schedule = "constant"
-    flood: float = 0.0
 
     def __repr__(self) -> str:
-        """As records keep it; rates that stay and no flood go without saying."""
+        """As records keep it; rates that stay go without saying."""
         more = "" if self.schedule == "constant" else f", schedule={self.schedule!r}"
-        more += f", flood={self.flood!r}" if self.flood else ""
         return f"Gradient(lr={self.lr!r}, steps={self.steps}, eval_every={self.eval_every}{more})"
 
     def __post_init__(self) -> None:
-        _check(self, steps=1, eval_every=0, flood=0)
+        _check(self, steps=1, eval_every=0)
         _check_positive(**{f"lr.{group}": rate for group, rate in self.lr.items()})
 
     @property
