@@ -62,19 +62,11 @@ def run_gradient(course: Course, stage: Gradient, index: int) -> None:
         loss = float(torch.cat([*seen]).mean())
         return {"score": course.score(index, trainer.state.step, time.monotonic() - begin, loss=loss)}
 
-    loop = LoopConfig(
-        stage.steps,
-        warmup=0 if stage.schedule == "constant" else stage.steps // 10,
-        schedule=stage.schedule,
-        accumulate=len(batches),
-        clip=1.0,
-        eval_every=stage.eval_every,
-    )
     trainer = Trainer(
         groups,
         _Micro(batches),
         batch_loss,
-        loop,
+        LoopConfig(stage.steps, accumulate=len(batches), clip=1.0, eval_every=stage.eval_every),
         evaluate=evaluate,
         device=state.base.device,
     )

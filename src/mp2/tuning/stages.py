@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mp2.errors import ConfigError, nearest
-from mp2.training.loop import Schedule
 
 GroupName = Literal["backbone", "head", "prompts", "z", "router", "lora", "probe"]
 # option: cross-entropy over the options; span: over all tokens (paper); hinge: margin between options;
@@ -21,7 +20,7 @@ SearchLoss = Literal["option", "span", "hinge", "metric"]
 Select = Literal["dev", "released"]
 Scales = Literal["one", "each", "released"]
 Keep = Literal["improved", "best-ever"]
-WORDS = {"loss": SearchLoss, "select": Select, "scales": Scales, "keep": Keep, "schedule": Schedule}
+WORDS = {"loss": SearchLoss, "select": Select, "scales": Scales, "keep": Keep}
 
 
 def _check(stage: object, **least: float) -> None:
@@ -45,7 +44,7 @@ def _check_positive(**values: float) -> None:
             raise ConfigError(f"setting {name}: expected more than 0, got {value!r}")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Gradient:
     """A stage of gradient descent over the whole train set, one batch per step.
 
@@ -53,19 +52,11 @@ class Gradient:
         lr: Learning rate of each group that moves.
         steps: Optimiser steps (= epochs).
         eval_every: Steps between scores on the dev set.
-        schedule: Whether the rates stay (``constant``), or rise in a tenth of the steps and then fall to
-            nothing (``cosine``).
     """
 
     lr: dict[GroupName, float]
     steps: int = 40
     eval_every: int = 10
-    schedule: Schedule = "constant"
-
-    def __repr__(self) -> str:
-        """As records keep it; rates that stay go without saying."""
-        more = "" if self.schedule == "constant" else f", schedule={self.schedule!r}"
-        return f"Gradient(lr={self.lr!r}, steps={self.steps}, eval_every={self.eval_every}{more})"
 
     def __post_init__(self) -> None:
         _check(self, steps=1, eval_every=0)
