@@ -76,10 +76,8 @@ def test_other_settings_and_splits_need_a_name_and_stand_in_the_records(base: Ba
         other = replace(plain, variant=f"steps={steps}", settings={"steps": steps, "eval_every": "1"})
         assert run_grid(other, out, base=base, say=lambda _: None) == (1, 0)
     assert all(f"steps={r.calls}" in r.settings for r in read_records([out]))
-    assert run_grid(replace(other, variant="half", precision="bf16"), out, base=base, say=lambda _: None) == (
-        1,
-        0,
-    )
+    half = replace(other, variant="half", precision="bf16")
+    assert run_grid(half, out, base=base, say=lambda _: None) == (1, 0)
     assert [r.variant for r in read_records([out]) if "bf16 products" in r.settings] == ["half"]
     found = {r.variant: r.calls for r in read_records([out]) if r.variant != "half"}
     assert found == {"steps=1": 1, "steps=2": 2}

@@ -258,6 +258,7 @@ def test_step_one_goes_on_from_an_encoder(base: Base, tmp_path: Path, rate: floa
     )
     begun = {key: value.clone() for key, value in start.model().state_dict().items()}
     pretrain_backbone(corpus, start.tokenizer, config, tmp_path / "run", base=start)
+    assert (start.fingerprint == base.fingerprint) is (rate == 0)
     ended = Base(tmp_path / "run" / "encoder").model().state_dict()
     for key, value in begun.items():
         assert torch.equal(value.half().float(), ended[key]) is (rate == 0), key

@@ -103,7 +103,7 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
 @pytest.mark.parametrize("name", ["model-tuning", "lora", "mp2-deep-gd", "mp2-shallow-gd"])
 def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -> None:
     row = get_method(name)
-    stages = [replace(s, lr=dict.fromkeys(s.lr, 0.02), steps=12, eval_every=3) for s in row.stages]  # type: ignore[call-arg,union-attr]
+    stages = [Gradient(dict.fromkeys(stage.groups, 0.02), steps=12, eval_every=3) for stage in row.stages]
     curves = []
     for precision in PRECISIONS:
         method = replace(row, stages=tuple(stages))

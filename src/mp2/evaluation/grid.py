@@ -77,13 +77,9 @@ class Grid:
                 raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
-        changed = {
-            "settings": bool(self.settings),
-            "precision": self.precision != "fp32",
-            "splits": self.splits != SPLITS,
-        }
-        if any(changed.values()) and not self.variant:
-            other = " and ".join(name for name, is_so in changed.items() if is_so)
+        usual = {"settings": {}, "precision": "fp32", "splits": SPLITS}
+        other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
+        if other and not self.variant:
             raise ConfigError(f"other {other} make another experiment: name it with a variant")
 
     @property

@@ -181,6 +181,10 @@ class Base:
         """Hash of the encoder's weights."""
         return fingerprint(self.backbone.state_dict())
 
+    def moved(self) -> None:
+        """Forget the fingerprint, which is remembered: the encoder's weights have changed."""
+        self.__dict__.pop("fingerprint", None)
+
     @property
     def banks(self) -> tuple[str, ...]:
         """Names of the banks that come with this base."""

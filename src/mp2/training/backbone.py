@@ -283,6 +283,8 @@ def pretrain_backbone(
         device=device,
         title="step 1",
     ).fit()
+    if base is not None:
+        base.moved()
     facts = {
         "config": asdict(config),
         "steps": progress.step,

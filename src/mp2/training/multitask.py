@@ -321,7 +321,7 @@ def warm_up(
         generator = torch.Generator().manual_seed(config.seed)
         add_position_heads(base.backbone.whole[0], generator, first=base.tokenizer.cls_token_id)
     progress = fit(run, folder)
-    del base.fingerprint  # it was remembered, and the encoder has moved
+    base.moved()
     facts = run.facts(progress) | {"tasks": run.names, "from": base.name}
     with one_after_the_other() as first:
         if first:
