@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -292,20 +291,18 @@ _RANK = """
 import json, sys, torch.distributed as dist
 from tests.training.test_loop import two_parts
 rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 print(json.dumps(two_parts(rank, 2, 1)))
 dist.destroy_process_group()
 """
 
 
-def test_two_processes_do_what_one_does_also_to_what_no_batch_asked() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_two_processes_do_what_one_does_also_to_what_no_batch_asked(tmp_path: Path) -> None:
+    meeting = tmp_path / "meeting"  # a file: a port that was free a moment ago may be taken by now
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _RANK, str(rank), str(port)],
+            [sys.executable, "-W", "ignore", "-c", _RANK, str(rank), str(meeting)],
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
