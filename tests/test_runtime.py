@@ -117,6 +117,15 @@ def test_what_the_system_refuses_is_told_and_leaves_what_was(tmp_path: Path) -> 
     assert _tree(tmp_path) == {"a/kind.json": "old"} and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_that_holds_what_is_needed_is_not_replaced(tmp_path: Path) -> None:
+    _write(tmp_path / "a", "old")
+    (tmp_path / "a" / "rows.csv").write_text("rows")
+    for needed in (tmp_path / "a" / "rows.csv", tmp_path / "b" / ".." / "a"):
+        with pytest.raises(CheckpointError, match=r"/a: not replaced: it holds .*, which would be lost"):
+            check_folder(tmp_path / "a", replace=True, kind="kind.json", needed=[needed])
+    check_folder(tmp_path / "a", replace=True, kind="kind.json", needed=[tmp_path / "rows.csv"])
+
+
 @pytest.mark.parametrize("place", ["file", "file/x", "file/x/y"])
 def test_a_file_in_the_way_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("rows")

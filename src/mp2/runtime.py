@@ -13,7 +13,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -90,8 +90,11 @@ def write_whole(path: Path, data: bytes | str) -> None:
         _flush(place.parent)
 
 
-def check_folder(target: Path, *, replace: bool = False, kind: str = "") -> None:
-    """Refuse what :func:`whole_folder` would, with its arguments and errors, before any work is done."""
+def check_folder(target: Path, *, replace: bool = False, kind: str = "", needed: Iterable[Path] = ()) -> None:
+    """Refuse what :func:`whole_folder` would, with its arguments and errors, before any work is done.
+
+    Nor may what is ``needed``, files and folders of the user's, lie in a folder that goes.
+    """
     target = Path(target)
     with _writing(target):
         if target.exists():
@@ -102,6 +105,9 @@ def check_folder(target: Path, *, replace: bool = False, kind: str = "") -> None
                 raise CheckpointError(f"{target}: not replaced: expected a folder with a file {kind}")
             if Path.cwd().is_relative_to(target.resolve()):
                 raise CheckpointError(f"{target}: not replaced: it holds the current folder")
+            for path in needed:
+                if path.resolve().is_relative_to(target.resolve()):
+                    raise CheckpointError(f"{target}: not replaced: it holds {path}, which would be lost")
     check_room(target.resolve().parent)
 
 

@@ -92,6 +92,16 @@ def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(
     assert "no black-box stage" in str(refused.exception)
 
 
+def test_rows_that_lie_in_the_adapters_folder_are_not_replaced_with_it(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("adapter.json", "rows.csv"):
+        (tmp_path / "a" / name).write_text(GOOD, encoding="utf-8")
+    arguments = ("--out", tmp_path / "a", "--model", base.path, "--replace")
+    refused = run("tune", tmp_path / "a" / "rows.csv", *arguments)
+    assert refused.exit_code and "rows.csv, which would be lost" in str(refused.exception)
+    assert (tmp_path / "a" / "rows.csv").read_text(encoding="utf-8") == GOOD
+
+
 def test_a_search_that_cannot_go_on_leaves_its_best_adapter(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

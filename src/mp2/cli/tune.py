@@ -58,7 +58,7 @@ def tune(
 
     settings = pairs("--set", "NAME=VALUE", setting or [])
     (row,) = with_settings([get_method(method or DEFAULT_METHOD)], settings)
-    check_folder(out, replace=replace, kind="adapter.json")
+    check_folder(out, replace=replace, kind="adapter.json", needed=filter(None, (train, dev, search)))
     spec, examples = labelled_rows(train, task)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
