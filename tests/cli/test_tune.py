@@ -102,6 +102,17 @@ def test_rows_that_lie_in_the_adapters_folder_are_not_replaced_with_it(base: Bas
     assert (tmp_path / "a" / "rows.csv").read_text(encoding="utf-8") == GOOD
 
 
+def test_refit_learns_from_all_rows_where_a_method_can(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, GOOD, "--refit", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["refit"] == 12
+    assert load_adapter(tmp_path / "a").facts["refit"] == 12
+    said = tune(tmp_path, base, GOOD, "--refit", "--replace").stdout
+    assert "learned again from all 12 rows" in said
+    refused = tune(tmp_path, base, GOOD, "--refit", "--replace", "--method", "mp2-deep-bb-router")
+    assert refused.exit_code and "cannot learn again" in str(refused.exception)
+
+
 def test_a_search_that_cannot_go_on_leaves_its_best_adapter(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

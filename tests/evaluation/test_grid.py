@@ -219,6 +219,19 @@ def test_another_bank_is_another_variant(base: Base, grid: Grid, tmp_path: Path)
     assert {r.bank_fingerprint for r in records} == {load_bank(tmp_path / "other").fingerprint}
 
 
+def test_a_refit_is_another_variant_and_only_of_gradients(base: Base, grid: Grid, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="other refit make another experiment"):
+        replace(grid, refit=True)
+    again = replace(grid, refit=True, variant="refit", tasks=("chnsent",), seeds=(8,))
+    with pytest.raises(ConfigError, match="method mp2-deep-bb: it cannot learn again"):
+        run_grid(replace(again, methods=("mp2-deep-bb",)), tmp_path / "no.jsonl", base=base)
+    names = ("mp2-deep-gd", "mp2-deep-gd-router")
+    run_grid(replace(again, methods=names), tmp_path / "r.jsonl", base=base, say=lambda _: None)
+    found = read_records([tmp_path / "r.jsonl"])
+    assert {record.method for record in found} == set(names)
+    assert all(record.status == "done" and record.settings.endswith("; refit") for record in found)
+
+
 def test_the_clock_counts_each_method_by_itself() -> None:
     slow, fast = get_method("model-tuning"), get_method("zero-shot")
     runs = [Run(m, "lcqmc", s) for s in (8, 13) for m in (slow, fast)]

@@ -60,6 +60,12 @@ def evaluate(
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as lr.prompts=0.01 or 2.steps=64."),
     ] = None,
     precision: Precision = "fp32",
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit", help="Learn again from train and dev rows, for as long as the dev rows said."
+        ),
+    ] = False,
     splits: Annotated[
         str, typer.Option(help="Split to draw from, and split to score; train,dev to choose settings.")
     ] = "pool,test",
@@ -96,6 +102,7 @@ def evaluate(
         banks=pairs("--bank", "NAME=FOLDER", bank or []),
         settings=pairs("--set", "NAME=VALUE", setting or []),
         precision=precision,
+        refit=refit,
         splits=_two_splits(splits),
         device=default_device(),
     )

@@ -42,6 +42,10 @@ def tune(
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as calls=500 or 2.popsize=10."),
     ] = None,
     precision: Precision = "fp32",
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Then learn again from all rows, for as long as the dev rows said."),
+    ] = False,
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
@@ -53,11 +57,15 @@ def tune(
         from mp2.evaluation.settings import with_settings
         from mp2.model.checkpoint import load_base
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
+        from mp2.tuning.refit import check_refit
+        from mp2.tuning.refit import refit as learn_again
         from mp2.tuning.rows import hold_out, labelled_rows
         from mp2.tuning.tune import tune as run
 
     settings = pairs("--set", "NAME=VALUE", setting or [])
     (row,) = with_settings([get_method(method or DEFAULT_METHOD)], settings)
+    if refit:
+        check_refit(row)
     check_folder(out, replace=replace, kind="adapter.json", needed=filter(None, (train, dev, search)))
     spec, examples = labelled_rows(train, task)
     if dev is not None:
@@ -87,6 +95,10 @@ def tune(
     except SearchError as error:
         error.best.save(out, replace=replace)
         raise SearchError(f"{error}; the best adapter so far is in {out}", error.best) from error
+    if refit:
+        if not json_:
+            _say(f"dev {spec.metric} {adapter.facts['dev']:.3f}; learning again from all rows")
+        adapter = learn_again(base, adapter, examples, dev_examples, row, seed=seed, precision=precision)
     adapter.save(out, replace=replace)
     _report(adapter, spec, out, json_)
 
@@ -102,7 +114,7 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
     facts = adapter.facts
     size = sum(file.stat().st_size for file in out.iterdir())
     if json_:
-        wanted = ("seed", "shots", "dev", "seconds", "tuned_parameters", *SEARCHED)
+        wanted = ("seed", "shots", "dev", "refit", "seconds", "tuned_parameters", *SEARCHED)
         summary = {key: facts[key] for key in wanted if key in facts}
         print(
             json.dumps(
@@ -114,6 +126,8 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
         f"wrote {out} ({size / 1024:.0f} KiB): dev {spec.metric} {facts['dev']:.3f},"
         f" {facts['tuned_parameters']:,} numbers tuned in {facts['seconds']:.1f} s"
     )
+    if "refit" in facts:
+        print(f"learned again from all {facts['refit']} rows; the dev score is of the time before")
     if facts.get("similar_tasks"):
         print(f"most like the known tasks {', '.join(name for name, _ in facts['similar_tasks'][:3])}")
     if facts.get("interrupted"):

@@ -27,6 +27,7 @@ from mp2.runtime import Precision, autocast, version_facts
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.methods import METHODS, Method, get_method
 from mp2.tuning.parts import check_parts, part_fingerprint
+from mp2.tuning.refit import check_refit, refit
 from mp2.tuning.tune import tune
 
 Runner = Literal["local", "ray"]
@@ -49,6 +50,7 @@ class Grid:
         banks: Bank name -> folder of the bank to use in its place.
         settings: Setting of a stage -> value in its place (``mp2.evaluation.settings``).
         precision: ``fp32``, or ``bf16`` products.
+        refit: Learn again from train and dev rows, for as long as the dev rows said.
         splits: Where the shots come from, and what is scored. ``("train", "dev")`` of upstream tasks chooses
             settings without a look at any test set.
         device: Where the encoder lives.
@@ -66,6 +68,7 @@ class Grid:
     banks: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     precision: Precision = "fp32"
+    refit: bool = False
     splits: tuple[str, str] = SPLITS
     device: str = "cpu"
 
@@ -77,7 +80,7 @@ class Grid:
                 raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
-        usual = {"settings": {}, "precision": "fp32", "splits": SPLITS}
+        usual = {"settings": {}, "precision": "fp32", "refit": False, "splits": SPLITS}
         other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
         if other and not self.variant:
             raise ConfigError(f"other {other} make another experiment: name it with a variant")
@@ -97,6 +100,8 @@ class Grid:
                 raise ConfigError(
                     f"no method of this grid uses a bank {name!r}; {nearest(name, sorted(used))}"
                 )
+        for row in rows if self.refit else ():
+            check_refit(row)
         return tuple(replace(row, bank=self.banks.get(row.bank or "", row.bank)) for row in rows)
 
 
@@ -143,7 +148,7 @@ class Bench:
             name: FewShotTask(task, self.base.encoder, grid.test_rows, grid.splits)
             for name, task in prepared.items()
         }
-        self._stops = shorter_rows(self.methods)
+        self._stops = {} if grid.refit else shorter_rows(self.methods)
         self._halfway: dict[str, tuple[Adapter, dict[str, int]]] = {}
         self._place: tuple[str, int, int | None] | None = None
 
@@ -187,10 +192,16 @@ class Bench:
             bank=run.method.bank,
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
-            settings=run.method.settings + ("; bf16 products" if self.grid.precision == "bf16" else ""),
+            settings=run.method.settings + self._besides,
             splits=",".join(self.grid.splits),
             bank_steps=self._bank_steps(run.method),
         )
+
+    @property
+    def _besides(self) -> str:
+        """What of a run is no setting of its method's stages, in words."""
+        grid = self.grid
+        return "; bf16 products" * (grid.precision == "bf16") + "; refit" * grid.refit
 
     def _bank_steps(self, method: Method) -> int:
         if method.holds != "prompts" or not method.bank:
@@ -240,6 +251,16 @@ class Bench:
         )
         if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result
             raise KeyboardInterrupt
+        if self.grid.refit:
+            adapter = refit(
+                self.base,
+                adapter,
+                draw.train,
+                draw.dev,
+                run.method,
+                seed=run.seed,
+                precision=self.grid.precision,
+            )
         return adapter, {}
 
     def _measured(self, run: Run, record: Record) -> Record:

@@ -95,8 +95,13 @@ class Best:
         key = (score_, 0.0 if self.released else -loss)
         if key <= self.key and not (self.released and self.stage < 0):
             return False
-        self.key, self.stage, self.snapshot = key, stage, state.snapshot(state.method.groups)
+        self.key = key
+        self.keep(state, stage)
         return True
+
+    def keep(self, state: TaskState, stage: int) -> None:
+        """Keep the state, whatever was kept before."""
+        self.stage, self.snapshot = stage, state.snapshot(state.method.groups)
 
 
 class Course:
@@ -106,7 +111,7 @@ class Course:
         state: Parameters of the task.
         task: The task.
         train: Train rows, which are learned from.
-        dev: Dev rows; they decide which moment is kept.
+        dev: Dev rows; they decide which moment is kept. Without any it is the newest, unscored.
         seed: Seed of everything random.
         progress: Receives one record per dev score.
 
@@ -131,6 +136,9 @@ class Course:
 
     def score(self, stage: int, step: int, seconds: float, **more: float) -> float:
         """Score the state as it stands on the dev rows, and offer it; returns the metric."""
+        if not self.dev.rows:
+            self.best.keep(self.state, stage)
+            return float("nan")
         metric, dev_loss = dev_measure(self.state, self.task, self.dev)
         self.best.offer(self.state, stage, metric, dev_loss)
         self.record(stage, step, metric, dev_loss, seconds, **more)

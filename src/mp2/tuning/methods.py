@@ -52,6 +52,11 @@ class Method:
         return tuple(dict.fromkeys(group for stage in self.stages for group in stage.groups))
 
     @property
+    def by_gradients(self) -> bool:
+        """Whether dev rows choose nothing but the moment: no stage is a search or fits a classifier."""
+        return all(isinstance(stage, Gradient) for stage in self.stages)
+
+    @property
     def needs_labels(self) -> bool:
         """Whether it works only for tasks whose rows all have the same options."""
         return "probe" in self.groups

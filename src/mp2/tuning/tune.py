@@ -41,7 +41,7 @@ def tune(
     base: Base,
     task: TaskSpec,
     train: Sequence[MRCExample],
-    dev: Sequence[MRCExample],
+    dev: Sequence[MRCExample] | None,
     method: Method,
     *,
     seed: int = 42,
@@ -56,7 +56,8 @@ def tune(
         base: The frozen encoder and its banks.
         task: The task.
         train: Labelled rows that are learned from.
-        dev: Labelled rows that decide which moment is kept; disjoint from ``train``.
+        dev: Labelled rows that decide which moment is kept; disjoint from ``train``. None: the last moment is
+            kept, unscored, of a method that is tuned by gradients alone (:mod:`mp2.tuning.refit`).
         method: The row of the methods table.
         seed: Seed of everything random.
         precision: ``fp32``, or ``bf16`` products, quicker where the processor or card knows them.
@@ -73,7 +74,11 @@ def tune(
         TaskError: Labels that the tokenizer cannot tell apart.
         SearchError: A black-box search cannot go on; ``best`` is the adapter at its best moment.
     """
+    if dev is None and not method.by_gradients:
+        raise ConfigError(f"method {method.name}: it chooses by dev rows, and there are none")
     for name, rows in (("train", train), ("dev", dev)):
+        if rows is None:
+            continue
         if not rows:
             raise ConfigError(f"task {task.name}: the {name} set is empty")
         if unknown := [place for place, row in enumerate(rows, 1) if not row.labelled]:
@@ -91,7 +96,7 @@ def tune(
     seed_everything(seed)
     state = TaskState(base, method, seed, classes=len(task.labels))
     reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
-    shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev, reserve)
+    shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev or (), reserve)
     state.answer_length = answer_length(shots.rows)
     with autocast(base.device, precision):
         if method.start == "projection":
