@@ -81,8 +81,9 @@ def test_one_process_after_the_other_reads_the_texts_of_ppt(
         seen.append("corpus")
 
     monkeypatch.setattr("mp2.runtime.one_after_the_other", turn)
-    monkeypatch.setattr("mp2.training.corpus.build_corpus", build)
     monkeypatch.setattr("mp2.training.ppt.pretrain_ppt", lambda *_, **__: micro_bank(base, "ppt", deep=False))
+    # after the modules that take it by name were imported: they would keep the false one
+    monkeypatch.setattr("mp2.training.corpus.build_corpus", build)
     call("pretrain-ppt", base.path, tmp_path / "t.txt", "--out", tmp_path / "out")
     assert seen == ["turn", "corpus", "over"]
 

@@ -44,6 +44,13 @@ def test_csv_with_quotes_and_line_ends_in_them(tmp_path: Path) -> None:
     assert lines(path, format="csv") == [2, 4]
 
 
+def test_lines_of_commas_below_a_table_are_no_rows(tmp_path: Path) -> None:
+    assert rows(write(tmp_path, 'text,label\n晴,0\n,\n" ",\n雨,\n,\n'), format="csv") == [
+        {"text": "晴", "label": "0"},
+        {"text": "雨", "label": ""},
+    ]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_tsv_with_and_without_header(tmp_path: Path, end: str) -> None:
     path = write(tmp_path, f'id\ttext{end}1\t"晴{end}{end}2\t雨{end}')
@@ -189,6 +196,12 @@ def test_xlsx(tmp_path: Path) -> None:
         rows(tmp_path / "more.xlsx", format="xlsx")
     with pytest.raises(DataError, match=r"no sheet 'Labels'; valid: Sheet"):
         rows(tmp_path / "map.xlsx", format="xlsx", sheet="Labels")
+    stream = openpyxl.Workbook(write_only=True)  # says nothing of its size, and leaves empty ends out
+    sheet = stream.create_sheet()
+    for line in (["名", "值"], ["晴", 1], ["雨"]):
+        sheet.append(line)
+    stream.save(tmp_path / "stream.xlsx")
+    assert rows(tmp_path / "stream.xlsx", format="xlsx") == [{"名": "晴", "值": "1"}, {"名": "雨", "值": ""}]
     with pytest.raises(DataError, match=r"not a readable .xlsx workbook"):
         rows(write(tmp_path, "text", "bad.xlsx"), format="xlsx")
 
@@ -298,6 +311,18 @@ BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         'text,label\n晴,0\n"雨,1\n雪,1\n',
         {"format": "csv"},
         ":3: the file ends within quotes that open here",
+    ),
+    (
+        "open quote, and another later",
+        'text,label\n"晴,0\n雨,1\n"雪",1\n热,0\n',
+        {"format": "csv"},
+        ":2: quotes that open here hold 3 lines and close within a cell",
+    ),
+    (
+        "open quote, and one within a cell",
+        'text,label\n"晴,0\n雨,1\n雪"天,1\n',
+        {"format": "csv"},
+        ":2: quotes that open here hold 3 lines and close within a cell",
     ),
     ("cut jsonl", '{"text": "晴"}\n{"text": "雨', {"format": "jsonl"}, ":2: not valid JSON"),
     (

@@ -82,7 +82,11 @@ def test_calls_of_a_black_box_search_are_those_of_all_its_stages(
     monkeypatch.setitem(METHODS, row.name, row)
     searched = replace(grid, tasks=("chnsent",), methods=(row.name,), seeds=(8,))
     assert run_grid(searched, tmp_path / "records.jsonl", base=base, say=lambda _: None) == (1, 0)
-    assert [r.calls for r in read_records([tmp_path / "records.jsonl"])] == [17]
+    mixed = replace(row, name="mp2-deep-transfer", stages=(row.stages[0], Gradient({"router": 0.1}, steps=7)))
+    monkeypatch.setitem(METHODS, mixed.name, mixed)
+    again = replace(searched, methods=(mixed.name,))
+    assert run_grid(again, tmp_path / "records.jsonl", base=base, say=lambda _: None) == (1, 0)
+    assert [r.calls for r in read_records([tmp_path / "records.jsonl"])] == [17, 12]
 
 
 def test_ctrl_c_in_a_search_stops_the_grid_and_leaves_no_record(
@@ -192,6 +196,10 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
         run_grid(replace(grid, tasks=("lcqmc",)), out, base=base)
     with pytest.raises(ConfigError, match="stands twice"):
         replace(grid, seeds=(8, 8))
+    with pytest.raises(ConfigError, match="shots: one stands twice: 4, 4"):
+        replace(grid, shots=(4, 4))
+    with pytest.raises(ConfigError, match="shots: expected at least 1 row per label, got 0"):
+        replace(grid, shots=(4, 0))
     with pytest.raises(ConfigError, match="name it with a variant"):
         run_grid(replace(grid, banks={"deep": str(Path(base.path) / "banks" / "deep")}), out, base=base)
     with pytest.raises(ConfigError, match="did you mean 'deep'"):

@@ -73,6 +73,15 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
             rows("text,lable", ("a", "物流"), ("b", "退款")),
             "'text', 'lable'; did you mean 'label'\\? expected",
         ),
+        (
+            rows("title,content,label", ("a", "b", "x")),
+            "columns 'content' and 'title': either could be the text",
+        ),
+        (
+            rows("query,title,label", ("a", "b", "0")),
+            "'title' and 'query': either could .* call them sentence1",
+        ),
+        (rows("text,title,target", ("a", "b", "a")), "columns 'text' and 'title': either could be the text"),
         (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
         (rows("text,label", ("a", "x" * 50), ("b", "y")), "looks like a text, not like a label"),
     ],

@@ -59,6 +59,16 @@ def test_options_in_columns_of_their_own_may_be_ragged() -> None:
         render(ragged, row | {"B": "", "C": "雪", "label": "C"})
 
 
+def test_a_number_is_the_text_of_an_option_or_that_of_its_column_or_an_index() -> None:
+    assert render(CHOICE, {"d": "", "q": "1 + 1", "options": ["1", "2", "3"], "a": 2}).answer == 1
+    numbered = task(family="choice", template="{q}", options=("option1", "option2", "option3"))
+    row = {"q": "天气？", "option1": "晴", "option2": "雨", "option3": ""}
+    assert [render(numbered, row | {"label": label}).answer for label in ("1", 2, "A")] == [0, 1, 0]
+    for label in ("0", "3"):
+        with pytest.raises(TaskError, match=f"'{label}' is none of the 2 options"):
+            render(numbered, row | {"label": label})
+
+
 def test_the_answer_is_taken_at_its_offset_and_else_searched() -> None:
     row = {"context": "雨，又是雨。", "question": "天气？", "answer": "雨", "start": 4}
     assert render(READING, row).spans == ((4, 5),)

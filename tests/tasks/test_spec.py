@@ -83,8 +83,16 @@ def test_mistakes_deep_in_the_data_section_are_placed() -> None:
         parse_task(text, "weather.yaml")
     assert "weather.yaml:14: unknown key" in str(caught.value)
     assert "did you mean 'format'?" in str(caught.value)
+    text = text.replace("formt", "format")
     with pytest.raises(TaskError, match=r"'al' is none of the files; did you mean 'all'\?"):
-        parse_task(text.replace("formt", "format"))
+        parse_task(text)
+    for key, says in (
+        ("delimiter: '||'", "delimiter: expected one character for csv, got"),
+        ("replace: {'(': ''}", r"replace: '\(' is no regular expression: missing \)"),
+    ):
+        with pytest.raises(TaskError, match=says) as caught:
+            parse_task(text.replace("      format: csv", f"      format: csv\n      {key}"), "weather.yaml")
+        assert "weather.yaml:12: " in str(caught.value)  # where the file is described
 
 
 def test_every_mistake_is_told_at_once() -> None:

@@ -85,6 +85,27 @@ def test_a_resumed_search_is_the_uninterrupted_one(make: Callable[[], Optimiser]
     assert resumed.best.loss == whole.best.loss
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_of_few_values_end_no_search_at_once_and_resume_exactly(seed: int) -> None:
+    def steps(candidates: Array) -> Array:
+        return np.floor(sphere(candidates) / 20)
+
+    def make() -> CmaEs:
+        return CmaEs(np.zeros(3), 0.1, population=10, steps=True, seed=seed)
+
+    whole = search(steps, make(), 1000)
+    assert whole.calls > 100 and "tolflatfitness" in whole.ended
+    first = make()
+    for _ in range(5):
+        search(steps, first, first.calls + 20)
+        again = make()
+        again.load_state_dict(first.state_dict())
+        assert again.stop == first.stop
+        first = again
+    rest = search(steps, first, 1000)
+    assert (rest.calls, rest.ended, rest.best.loss) == (whole.calls, whole.ended, whole.best.loss)
+
+
 def test_a_state_of_another_search_is_refused() -> None:
     first = cma(seed=1)
     search(sphere, first, 30)

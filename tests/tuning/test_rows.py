@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from mp2.errors import DataError
+from mp2.errors import DataError, TaskError
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
-from mp2.tuning.rows import hold_out
+from mp2.tuning.rows import hold_out, labelled_rows
 
 MOODS = TaskSpec(name="moods", family="classification", labels=("正面", "负面"))
 
@@ -22,6 +25,25 @@ def test_rows_of_one_text_stay_on_one_side() -> None:
         train, dev = hold_out(rows, 0.33, seed)
         assert len(train) + len(dev) == 24 and dev
         assert not {row.segments for row in train} & {row.segments for row in dev}
+
+
+def test_questions_about_one_text_stay_on_one_side_where_there_are_several() -> None:
+    task = TaskSpec(name="reading", family="reading")
+    rows = [
+        render(task, {"context": f"第{i // 3}天下雨。", "question": f"问{i}", "answer": "下雨"})
+        for i in range(12)
+    ]
+    train, dev = hold_out(rows, 0.33, 0)
+    assert (len(train), len(dev)) == (6, 6) and not {r.context for r in train} & {r.context for r in dev}
+    assert [len(part) for part in hold_out(rows[:3], 0.33, 0)] == [2, 1]
+
+
+def test_a_row_without_a_text_is_refused_also_where_there_may_be_no_answer(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = ({"context": text, "question": text, "answer": ""} for text in ("下雨了。", ""))
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(TaskError, match=r"rows\.jsonl:2: its text is empty"):
+        labelled_rows(file, None)
 
 
 def test_of_every_label_there_is_one_on_either_side_or_it_is_refused() -> None:

@@ -110,6 +110,8 @@ def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -
         adapter = tune(base, TASK, rows(16), rows(8, 100), method, seed=3, precision=precision)
         assert {value.dtype for value in adapter.tensors.values()} == {torch.float32}
         curves.append([record["loss"] for record in adapter.facts["curve"] if "loss" in record])
+        if "prompts" in adapter.tensors:  # nor were they rounded on the way
+            assert not torch.equal(adapter.tensors["prompts"], adapter.tensors["prompts"].bfloat16().float())
     whole, half = curves
     assert half != whole and half == pytest.approx(whole, abs=0.08)
     assert whole[-1] < 0.8 * whole[0]

@@ -136,6 +136,8 @@ def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
     header = list(source.columns)
     for where, cells, ended in _csv_records(path, source, bad):
+        if not any(cell.strip() for cell in cells):
+            continue  # what a spreadsheet leaves below a table: commas alone
         if not header:
             header = _header(where, cells)
         elif row := _row(where, header, cells, bad, ended):
@@ -145,7 +147,7 @@ def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
 def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str], bool]]:
     """Cells of each record, and whether its line has an end.
 
-    A quote that is never closed ends the file, since it would swallow rows.
+    A quote that is never closed, or not where a cell ends, ends the file, since it would swallow rows.
     """
     delimiter = source.delimiter or ","
     places: list[Where] = []
@@ -175,23 +177,26 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
             bad(DataError(f"{places[0]}: not a row of CSV: {error}"))
             cells = []
         whole = len(raw) == 1 and raw[0].endswith("\n")
-        if not whole and _open_quote(raw, delimiter):
-            raise DataError(
-                f"{places[0]}: the file ends within quotes that open here: it is cut, or lacks a quote"
-            )
+        if not whole and (wrong := _wrong_quote(raw, delimiter)):
+            raise DataError(f"{places[0]}: {wrong}")
         if cells:
             yield places[0], cells, raw[-1].endswith("\n")
         raw.clear()
         places.clear()
 
 
-def _open_quote(lines: list[str], delimiter: str) -> bool:
-    """Whether the lines of one row end within quotes, which a lenient reader does not say."""
+def _wrong_quote(lines: list[str], delimiter: str) -> str:
+    """What is wrong with the quotes of one row of several lines, which a lenient reader does not say."""
     try:
         list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
-        return "unexpected end" in str(error)
-    return False
+        if "unexpected end" in str(error):
+            return "the file ends within quotes that open here: it is cut, or lacks a quote"
+        return (
+            f"quotes that open here hold {len(lines)} lines and close within a cell: one lacks its end,"
+            ' or quotes inside a cell are not doubled ("")'
+        )
+    return ""
 
 
 def _tsv(path: Path, source: FileSource, bad: OnBad) -> Rows:
@@ -302,6 +307,7 @@ def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
             raise DataError(f"{path}: no sheet {source.sheet!r}; {nearest(source.sheet, book.sheetnames)}")
         sheet = book[source.sheet or book.sheetnames[0]]
         header = list(source.columns)
+        sheet.reset_dimensions()  # what a workbook says of its size is wrong in some, and lacks in others
         for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
             cells = [_cell(value) for value in values]
             where = Where(path, number)
@@ -311,7 +317,7 @@ def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
                 cells.pop()  # right of the table: formatted, and empty
             if not header:
                 header = _header(where, cells)
-            elif row := _row(where, header, cells, bad):
+            elif row := _row(where, header, cells + [""] * (len(header) - len(cells)), bad):
                 yield where, row
     finally:
         book.close()

@@ -73,11 +73,18 @@ class Grid:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, values in (("tasks", self.tasks), ("methods", self.methods), ("seeds", self.seeds)):
+        for name, values in (
+            ("tasks", self.tasks),
+            ("methods", self.methods),
+            ("seeds", self.seeds),
+            ("shots", self.shots),
+        ):
             if not values:
                 raise ConfigError(f"{name}: expected at least one")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: one stands twice: {', '.join(map(str, values))}")
+        if wrong := [shots for shots in self.shots if shots is not None and shots < 1]:
+            raise ConfigError(f"shots: expected at least 1 row per label, got {wrong[0]}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
         usual = {"settings": {}, "precision": "fp32", "refit": False, "splits": SPLITS}
@@ -303,13 +310,13 @@ def shorter_rows(methods: Sequence[Method]) -> dict[str, Method]:
 
 
 def _calls(adapter: Adapter) -> int:
-    """Passes over the train rows: as the search counted them, or the steps of all stages."""
-    if "calls" in adapter.facts:
-        return int(sum(adapter.facts["calls"].values()))
-    last: dict[float, float] = {}
+    """Passes over the train rows: of each stage its calls, as a search counted them, or its steps."""
+    last: dict[int, int] = {}
     for point in adapter.facts["curve"]:
-        last[point["stage"]] = max(last.get(point["stage"], 0), point["step"])
-    return int(sum(last.values()))
+        stage = int(point["stage"])
+        last[stage] = max(last.get(stage, 0), int(point["step"]))
+    searched = {int(stage): int(calls) for stage, calls in adapter.facts.get("calls", {}).items()}
+    return sum((last | searched).values())
 
 
 def run_grid(

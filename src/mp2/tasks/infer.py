@@ -139,6 +139,7 @@ def _extraction(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     context = _find([c for c in columns if c != target], (*TEXTS, *CONTEXTS))
     if target is None or context is None or _find(columns, LABELS) is not None:
         return None
+    _check_alone(context, [c for c in columns if c != target])
     return {"family": "extraction", "fields": _renamed({"context": context}), "answer": target}
 
 
@@ -146,12 +147,28 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
     text, label = _find(columns, TEXTS), _find(columns, LABELS)
     if text is None or label is None:
         return None
+    _check_alone(text, columns)
     found = {"family": "classification", "fields": _renamed({"text": text}), "label": label}
     raw = _raw_labels(rows, label)
     sentiment = _sentiment(raw, meant=text.lower() in REVIEWS or label.lower() in ("sentiment", "情感"))
     if sentiment:
         return found | {"template": SENTIMENT_TEMPLATE} | sentiment
     return found | _worded({value: value for value in raw}, label)
+
+
+def _check_alone(text: str, columns: Sequence[str]) -> None:
+    """Refuse a table in which another column may be the text, or a part of it.
+
+    Raises:
+        TaskError: Names both.
+    """
+    known = {*TEXTS, *CONTEXTS, *QUESTIONS}
+    others = [column for column in columns if column != text and column.strip().lower() in known]
+    if others:
+        raise TaskError(
+            f"columns {text!r} and {others[0]!r}: either could be the text; leave one, call them sentence1"
+            f" and sentence2 if a row compares them, or {HELP}"
+        )
 
 
 def _sentiment(raw: Sequence[str], *, meant: bool) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ by the role of each segment; tokens come later (``mp2.data.encode``).
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,14 +185,24 @@ def _right_option(task: TaskSpec, row: Row, options: tuple[str, ...], where: Whe
     if task.label not in row:
         raise TaskError(f"{where}: column {task.label!r} is missing; {nearest(task.label, row)}")
     value = row[task.label]
-    if isinstance(value, str) and value in options:
-        return options.index(value)
     written = raw_label(value)
-    if written.isdecimal() and len(written) < 5 and int(written) < len(options):
+    for text in (value, written):  # of a number in JSON too, as a table has it
+        if text in options:
+            return options.index(text)
+    numbers = _numbers(task.options)[: len(options)]
+    if written in numbers:
+        return numbers.index(written)
+    if not numbers and written.isdecimal() and len(written) < 5 and int(written) < len(options):
         return int(written)
     if len(written) == 1 and 0 <= ord(written.upper()) - ord("A") < len(options):
         return ord(written.upper()) - ord("A")
     raise TaskError(f"{where}: {written!r} is none of the {len(options)} options; {nearest(value, options)}")
+
+
+def _numbers(columns: str | tuple[str, ...]) -> list[str]:
+    """The numbers of columns that are called option1, option2 and so on; none where one has no number."""
+    found = [] if isinstance(columns, str) else [re.search(r"\d+$", column.strip()) for column in columns]
+    return [match[0] for match in found if match] if all(found) else []
 
 
 def _gold_spans(task: TaskSpec, row: Row, context: str, where: Where | str) -> tuple[tuple[int, int], ...]:

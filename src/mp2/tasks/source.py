@@ -6,6 +6,7 @@ Decides the names of the keys under ``paper:`` and ``data:`` of a task file and 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -66,7 +67,7 @@ class FileSource(_Strict):
         encoding: Of the text; a byte order mark is always taken away.
         member: Member of a zip archive; its only member when absent.
         columns: Names of the columns of a table without a header line.
-        delimiter: Between the columns of ``csv`` and ``tsv``; comma and tab when absent.
+        delimiter: Between the columns of ``csv`` (one character) and ``tsv``; comma and tab when absent.
         rest: The last column of a ``tsv`` takes the rest of the line, delimiters included.
         sheet: Sheet of an ``xlsx``; the first when absent.
         at: Dotted path from the top of a ``json`` file to the array of rows.
@@ -101,6 +102,17 @@ class FileSource(_Strict):
     replace: dict[str, str] = {}
     convert: Literal["t2s", "tw2s"] | None = None
     drop: dict[str, Names] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> FileSource:
+        if self.format == "csv" and len(self.delimiter or ",") > 1:
+            raise ValueError(f"delimiter: expected one character for csv, got {self.delimiter!r}")
+        for pattern in self.replace:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"replace: {pattern!r} is no regular expression: {error}") from error
+        return self
 
 
 class SplitSource(_Strict):

@@ -178,6 +178,8 @@ class CmaEs:
         sigma: Its standard deviation in every coordinate.
         population: Candidates per generation.
         bound: Every coordinate stays in [-bound, bound]; 0 for no bound.
+        steps: The losses are of a few values, such as a metric's: candidates that are all alike say nothing
+            of convergence, which otherwise ends the search; ten such generations in a row do.
         seed: Seed of the candidates.
 
     Raises:
@@ -191,6 +193,7 @@ class CmaEs:
         *,
         population: int = 20,
         bound: float = 0.0,
+        steps: bool = False,
         seed: int | tuple[int, ...] = 0,
     ) -> None:
         from cma import CMAEvolutionStrategy
@@ -219,7 +222,10 @@ class CmaEs:
             "verbose": -9,
             "verb_log": 0,
         }
+        if steps:
+            options |= {"tolfun": 0, "tolfunhist": 0, "tolflatfitness": 10}
         self._strategy: Any = CMAEvolutionStrategy(start, sigma, options)
+        self._stop = ""
 
     @property
     def best(self) -> Point | None:
@@ -234,7 +240,7 @@ class CmaEs:
     @property
     def stop(self) -> str:
         """CMA-ES's own termination flags, empty while it goes on."""
-        return ", ".join(sorted(self._strategy.stop()))
+        return self._stop
 
     def ask(self) -> Array:
         """One generation ``(population, D)``."""
@@ -246,6 +252,8 @@ class CmaEs:
         self._best = better(self._best, candidates, losses)
         if len(losses) == self.population:
             self._strategy.tell(list(candidates), list(losses))
+            # once a generation, also in a replay: asked for its flags, cma counts flat generations
+            self._stop = ", ".join(sorted(self._strategy.stop()))
             self._losses.append(np.array(losses, dtype=np.float64))
             self._last = np.array(candidates, dtype=np.float64)
 

@@ -57,6 +57,7 @@ class LayerWalk:
                     self.stage.sigma[min(layer, 1)] * unit,
                     population=self.stage.popsize,
                     bound=bound,
+                    steps=self.stage.loss == "metric",
                     seed=(self.run.course.seed, layer),
                 )
             )

@@ -49,7 +49,9 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             raise TaskError(f"{path}: {error}") from error
     examples = [render(task, row, where=where) for where, row in located]
     for (where, _), example in zip(located, examples, strict=True):
-        if not any(part.text.strip() for part in example.segments if part.role != "literal"):
+        if not any(
+            part.text.strip() for part in example.segments if part.role not in ("literal", "no_answer")
+        ):
             raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
     return task, examples
 
@@ -59,7 +61,8 @@ def hold_out(
 ) -> tuple[list[MRCExample], list[MRCExample]]:
     """Split rows into train and dev, label by label, at least one of each label on both sides.
 
-    Rows of one text stay on one side: dev would else ask for what was learned by heart.
+    Rows of one text stay on one side, and so do questions about one text where there are several texts: dev
+    would else ask for what was learned by heart.
 
     Raises:
         DataError: The share is no share, or a label has a single example.
@@ -67,8 +70,10 @@ def hold_out(
     if not 0 < share < 1:
         raise DataError(f"share of dev rows: expected a value between 0 and 1, got {share}")
     texts: dict[Any, list[int]] = {}
+    by_context = len({example.context for example in examples}) > 1  # where answers are options it is ""
     for index, example in enumerate(examples):
-        texts.setdefault((example.segments, example.options), []).append(index)
+        key = example.context if by_context else (example.segments, example.options)
+        texts.setdefault(key, []).append(index)
     # an index says what a row means only where all rows have the same options
     labels = len({example.options for example in examples}) == 1
     groups: dict[Any, list[list[int]]] = {}

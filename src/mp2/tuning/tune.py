@@ -195,17 +195,12 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         "versions": version_facts(),
     }
     moved = {group for stage in state.method.stages[: best.stage + 1] for group in stage.groups}
-    tensors: dict[str, torch.Tensor] = {}
-    if state.bank is not None and state.router is not None:
-        if state.source is not None and not moved & {"prompts", "z"}:
-            tensors["router"] = state.router.detach()[0].clone()
-        else:
-            composed = state.prompts()
-            assert composed is not None
-            tensors["prompts"] = composed.detach()[0].to(torch.float32, copy=True)
-        if state.source is not None:  # for people: no answer needs it beside composed prompts
-            facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
-    tensors |= _weights(state, moved)
+    if state.router is not None and state.source is not None:  # for people: composed prompts need it not
+        facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
+    with torch.autocast(
+        state.base.device.split(":")[0], enabled=False
+    ):  # composed in fp32 after any products
+        tensors = _prompts(state, moved) | _weights(state, moved)
     source = state.source
     return Adapter(
         course.task,
@@ -219,6 +214,17 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         facts,
         state.answer_length,
     )
+
+
+def _prompts(state: TaskState, moved: Collection[GroupName]) -> dict[str, torch.Tensor]:
+    """The router alone where a bank's prompts stand, else prompts as the router mixes them."""
+    if state.bank is None or state.router is None:
+        return {}
+    if state.source is not None and "prompts" not in moved and "z" not in moved:
+        return {"router": state.router.detach()[0].clone()}
+    composed = state.prompts()
+    assert composed is not None
+    return {"prompts": composed.detach()[0].to(torch.float32, copy=True)}
 
 
 def _weights(state: TaskState, moved: Collection[GroupName]) -> dict[str, torch.Tensor]:
