@@ -102,6 +102,13 @@ def test_rows_that_lie_in_the_adapters_folder_are_not_replaced_with_it(base: Bas
     assert (tmp_path / "a" / "rows.csv").read_text(encoding="utf-8") == GOOD
 
 
+def test_dev_rows_that_are_train_rows_are_told(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_text(GOOD + "新的很好,好评\n新的太差,差评\n", encoding="utf-8")
+    result = tune(tmp_path, base, GOOD, "--dev", str(tmp_path / "dev.csv"), "--json")
+    assert "12 of the 14 dev rows are train rows too" in result.stderr
+    json.loads(result.stdout)
+
+
 def test_refit_learns_from_all_rows_where_a_method_can(base: Base, tmp_path: Path) -> None:
     result = tune(tmp_path, base, GOOD, "--refit", "--json")
     assert result.exit_code == 0, result.output

@@ -196,6 +196,8 @@ def test_what_all_runs_need_is_checked_before_anything_runs(
         run_grid(replace(grid, tasks=("lcqmc",)), out, base=base)
     with pytest.raises(ConfigError, match="stands twice"):
         replace(grid, seeds=(8, 8))
+    with pytest.raises(DataError, match=r"nofile\.jsonl: no such records file, whose runs"):
+        run_grid(grid, out, base=base, known=[tmp_path / "nofile.jsonl"])
     with pytest.raises(ConfigError, match="shots: one stands twice: 4, 4"):
         replace(grid, shots=(4, 4))
     with pytest.raises(ConfigError, match="shots: expected at least 1 row per label, got 0"):

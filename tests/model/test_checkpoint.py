@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_other_encoders_load_from_a_folder(tmp_path: Path, config: Any, model: A
     encoder.save_pretrained(tmp_path)
     loaded = load_backbone(tmp_path)
     assert torch.equal(loaded.layers[1].output.dense.weight, encoder.encoder.layer[1].output.dense.weight)
+
+
+@pytest.mark.parametrize("load", [load_base, load_backbone])
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_told(
+    load: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="no/such: neither a folder nor to be had from the hub"):
+        load("no/such")
 
 
 def test_a_model_without_layers_is_refused_with_the_supported_kinds(tmp_path: Path) -> None:

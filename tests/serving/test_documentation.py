@@ -23,6 +23,10 @@ def test_the_client_speaks_to_a_server(base: Base, tmp_path: Path) -> None:
     exec(blocks[0], names)
     with in_thread(Settings(folder(base, tmp_path), str(base.path)), base) as (call, _):
         ask = names["Mp2"](f"http://127.0.0.1:{call.port}")
+        # the rows of the second block, whose server would be another one, can be learned from
+        exec(blocks[1].partition("job = ask")[0].replace("Mp2()", "None"), names)
+        checked = ask("POST", "/v1/check", {"name": "reviews", "examples": names["rows"]})
+        assert checked["usable"], checked
         assert ask("GET", "/v1/tasks")["total"] == 3
         found = ask("POST", "/v1/tasks/reviews/predict", {"inputs": ["味道很好"]})["predictions"]
         assert found[0]["label"] in found[0]["scores"]

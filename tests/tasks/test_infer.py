@@ -82,6 +82,16 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
             "'title' and 'query': either could .* call them sentence1",
         ),
         (rows("text,title,target", ("a", "b", "a")), "columns 'text' and 'title': either could be the text"),
+        (
+            rows("text,label,category", ("a", "b", "x")),
+            "columns 'label' and 'category': either could be the label",
+        ),
+        (
+            rows(
+                "question,option_a,option_b,option_c,label", ("a", "b", "c", "d", 1), ("a", "b", "c", "d", 2)
+            ),
+            "column 'label': numbers from 1 to 2, and an index counts from 0; write letters",
+        ),
         (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
         (rows("text,label", ("a", "x" * 50), ("b", "y")), "looks like a text, not like a label"),
     ],

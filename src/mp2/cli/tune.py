@@ -70,6 +70,9 @@ def tune(
     spec, examples = labelled_rows(train, task)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
+        learned = {(example.segments, example.options) for example in examples}
+        if both := sum((example.segments, example.options) in learned for example in dev_examples):
+            _say(f"{both} of the {len(dev_examples)} dev rows are train rows too: the dev score flatters")
     else:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
     base = load_base(model, default_device())

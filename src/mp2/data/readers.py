@@ -222,7 +222,9 @@ def _header(where: Where, cells: list[str]) -> list[str]:
         )
     for index, name in enumerate(names):
         if not name:
-            raise DataError(f"{where}: column {index + 1} of the header has no name: {names}")
+            raise DataError(
+                f"{where}: column {index + 1} of the header has no name: {names}; name it or leave it out"
+            )
         if name in names[:index]:
             raise DataError(f"{where}: the header names {name!r} twice: {names}")
     return names

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mp2.data.prepare import at_hand, prepare
-from mp2.errors import ConfigError, nearest
+from mp2.errors import ConfigError, DataError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
 from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
@@ -348,6 +348,9 @@ def run_grid(
     Raises:
         Mp2Error: Something that all runs need is not there; told before anything runs.
     """
+    for path in known:
+        if not path.is_file():
+            raise DataError(f"{path}: no such records file, whose runs could be left out")
     bench = Bench(grid, base)  # first: what it refuses leaves no empty file
     with open_records(out) as file:
         for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
@@ -238,6 +239,7 @@ def load_tokenizer(path: Path | str) -> Any:
     Raises:
         CheckpointError: There is none, or it has no fast form (offsets are needed).
     """
+    _check_source(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
@@ -258,6 +260,7 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     Raises:
         CheckpointError: Absent, damaged, of an unsupported kind, or with weights missing.
     """
+    _check_source(path)
     config = _config(path)
     if "CPTForConditionalGeneration" in (config.get("architectures") or ()) or config.get("model_type") in (
         "bart",
@@ -281,6 +284,18 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
             " expected BERT, RoBERTa, ELECTRA, ERNIE or CPT"
         )
     return Backbone(encoder, slot_id=slot_id)
+
+
+def _check_source(path: Path | str) -> None:
+    """Tell at once that a name is neither here nor on the hub; transformers asks there for a minute."""
+    if Path(path).is_dir():
+        return
+    try:
+        snapshot_download(str(path), allow_patterns=["config.json"])
+    except Exception as error:  # the hub's library raises its own kinds, and those of its transport
+        raise CheckpointError(
+            f"{path}: neither a folder nor to be had from the hub: {first_line(error)}"
+        ) from error
 
 
 def _without_pooler(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from typing import Any
@@ -57,6 +57,7 @@ INFERENCE = {"contradiction": "矛盾", "neutral": "中立", "entailment": "蕴�
 SENTIMENT_TEMPLATE = '情感分析："{text}"的情感是？选项：'
 RELATION_TEMPLATE = '意思判别："{text1}"与"{text2}"的关系是？选项：'
 QUESTION_TEMPLATE = '问题选择：问题"{question}"，选项：'
+TEXT_DOUBT = "could be the text; leave one, call them sentence1 and sentence2 if a row compares them"
 HELP = "write a task file (see docs/tasks.md) that says what they mean, and give it with --task"
 
 
@@ -97,10 +98,32 @@ def _choice(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
         or (not isinstance(options, str) and len(options) < 2)
     ):
         return None
+    _check_counting(rows, options, label)
     document = _find([c for c in columns if c != question], CONTEXTS)
     fields = {"question": question} | ({"document": document} if document else {})
     found = {"family": "choice", "fields": _renamed(fields), "options": options, "label": label}
     return found if document else found | {"template": QUESTION_TEMPLATE}
+
+
+def _check_counting(rows: Rows, options: str | Sequence[str], label: str) -> None:
+    """Refuse right options that are told by numbers and may count from 1, where an index counts from 0.
+
+    Raises:
+        TaskError: No number is 0, and the columns of the options bear none.
+    """
+    if not isinstance(options, str) and options[0].strip()[-1:].isdigit():
+        return
+    numbers = set()
+    for row in rows:
+        texts = row.get(options) if isinstance(options, str) else [row.get(column) for column in options]
+        written = raw_label(row[label]) if _is_scalar(row.get(label)) else ""
+        if written.isdecimal() and written not in map(str, texts if isinstance(texts, list) else ()):
+            numbers.add(int(written))
+    if len(numbers) > 1 and 0 not in numbers:
+        raise TaskError(
+            f"column {label!r}: numbers from {min(numbers)} to {max(numbers)}, and an index counts from 0;"
+            f" write letters (A, B) or the options themselves, or {HELP}"
+        )
 
 
 def _reading(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
@@ -139,7 +162,7 @@ def _extraction(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     context = _find([c for c in columns if c != target], (*TEXTS, *CONTEXTS))
     if target is None or context is None or _find(columns, LABELS) is not None:
         return None
-    _check_alone(context, [c for c in columns if c != target])
+    _check_alone(context, [c for c in columns if c != target], (*TEXTS, *CONTEXTS), TEXT_DOUBT)
     return {"family": "extraction", "fields": _renamed({"context": context}), "answer": target}
 
 
@@ -147,7 +170,8 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
     text, label = _find(columns, TEXTS), _find(columns, LABELS)
     if text is None or label is None:
         return None
-    _check_alone(text, columns)
+    _check_alone(text, columns, (*TEXTS, *CONTEXTS, *QUESTIONS), TEXT_DOUBT)
+    _check_alone(label, columns, LABELS, "could be the label; leave one")
     found = {"family": "classification", "fields": _renamed({"text": text}), "label": label}
     raw = _raw_labels(rows, label)
     sentiment = _sentiment(raw, meant=text.lower() in REVIEWS or label.lower() in ("sentiment", "情感"))
@@ -156,19 +180,15 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
     return found | _worded({value: value for value in raw}, label)
 
 
-def _check_alone(text: str, columns: Sequence[str]) -> None:
-    """Refuse a table in which another column may be the text, or a part of it.
+def _check_alone(chosen: str, columns: Sequence[str], known: Collection[str], doubt: str) -> None:
+    """Refuse a table in which another column has a name of the same kind.
 
     Raises:
         TaskError: Names both.
     """
-    known = {*TEXTS, *CONTEXTS, *QUESTIONS}
-    others = [column for column in columns if column != text and column.strip().lower() in known]
+    others = [column for column in columns if column != chosen and column.strip().lower() in known]
     if others:
-        raise TaskError(
-            f"columns {text!r} and {others[0]!r}: either could be the text; leave one, call them sentence1"
-            f" and sentence2 if a row compares them, or {HELP}"
-        )
+        raise TaskError(f"columns {chosen!r} and {others[0]!r}: either {doubt}, or {HELP}")
 
 
 def _sentiment(raw: Sequence[str], *, meant: bool) -> dict[str, Any] | None:
