@@ -141,6 +141,22 @@ def test_what_cannot_be_served_is_refused_in_one_form(
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "at"),
+    [
+        ("reviews/predict", {"inputs": ["x", "x" * 20_001]}, {"body.inputs.1"}),
+        ("reviews/predict", {"inputs": {"text": ["x", {}]}}, {"body.inputs.text.1", "body.inputs.text"}),
+        ("reviews/predict", {"inputs": "x", "more": 1}, {"body.more"}),
+        ("reviews/predict", {}, {"body.inputs"}),
+        ("", {"name": "Bad Name", "examples": []}, {"body.name", "body.examples"}),
+        ("", {"name": "x", "examples": {"format": "xls", "content": "a"}}, {"body.examples.format"}),
+    ],
+)
+def test_a_wrong_place_is_one_of_the_request(call: Client, path: str, body: object, at: set[str]) -> None:
+    details = call("POST", f"/v1/tasks/{path}".rstrip("/"), body).json["error"]["details"]
+    assert {item["at"] for item in details} <= at and details
+
+
+@pytest.mark.parametrize(
     "raw", [b"{", b"\xff\xfe{}", b'{"inputs": "\xff"}', b"[" * 100_000, b"null", b"1e999", b""]
 )
 def test_bodies_that_are_no_json_are_refused(call: Client, raw: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,30 @@ def _errors(app: FastAPI, service: Service) -> None:
 
 
 def _places(error: RequestValidationError) -> list[dict[str, Any]]:
-    """Where a request is wrong and how; what was sent is not sent back."""
+    """Where a request is wrong and how; what was sent is not sent back.
+
+    Of a value that may be of several kinds each kind complains: places with another within are left out.
+    """
+    found = [(_place(item, error.body), item["msg"]) for item in error.errors()]
+    within = {place[:depth] for place, _ in found for depth in range(len(place))}
     return [
-        {"at": ".".join(str(part) for part in item["loc"])[:200], "message": item["msg"][:500]}
-        for item in error.errors()[:20]
-    ]
+        {"at": ".".join(map(str, place))[:200], "message": message[:500]}
+        for place, message in found
+        if place not in within
+    ][:20]
+
+
+def _place(item: Mapping[str, Any], body: Any) -> tuple[int | str, ...]:
+    """The parts that stand in the request, or lack at its end; not the names of schemas between them."""
+    parts: Sequence[int | str] = item["loc"]
+    if parts[0] != "body":
+        return tuple(parts)
+    kept: list[int | str] = ["body"]
+    for part in parts[1:]:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):
+            if item["type"] != "missing" or part != parts[-1]:
+                continue
+        kept.append(part)
+    return tuple(kept)
