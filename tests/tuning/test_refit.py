@@ -61,6 +61,14 @@ def test_on_the_same_rows_it_is_the_moment_that_was_kept(base: Base, name: str) 
     assert both.facts == first.facts | {"refit": 14, "seconds": both.facts["seconds"]}
 
 
+def test_the_router_that_is_told_is_that_of_the_adapter(base: Base) -> None:
+    method = replace(METHOD, stages=(Gradient({"router": 0.5}, steps=4, eval_every=2),))
+    first = tune(base, TASK, rows(8), rows(6), method, seed=3)
+    both = refit(base, first, rows(8), rows(6), method, seed=3)
+    assert both.facts["refit"] == 14 and both.facts["router"] != base.bank("deep").router.tolist()
+    torch.testing.assert_close(torch.tensor(both.facts["router"]), both.tensors["router"], atol=1e-4, rtol=0)
+
+
 def test_where_the_start_was_best_nothing_is_learned_again(base: Base) -> None:
     untouched = tune(base, TASK, rows(4), rows(4, start=4), get_method("zero-shot"))
     assert refit(base, untouched, rows(4), rows(4, start=4), get_method("zero-shot")) is untouched

@@ -56,8 +56,8 @@ def refit(
 
     Returns:
         The new adapter; its facts are those of the first one (``dev`` is the score by which the moment was
-        chosen), with ``refit``, the number of rows, and the seconds of both. The first one where the dev
-        rows had kept the start.
+        chosen), but for its own router, with ``refit``, the number of rows, and the seconds of both. The
+        first one where the dev rows had kept the start.
 
     Raises:
         ConfigError: A stage of the method is a search or a probe.
@@ -75,8 +75,13 @@ def refit(
         seed=seed,
         precision=precision,
     )
-    seconds = round(adapter.facts["seconds"] + again.facts["seconds"], 2)
-    return replace(again, facts=adapter.facts | {"refit": len(train) + len(dev), "seconds": seconds})
+    facts = adapter.facts | {
+        "refit": len(train) + len(dev),
+        "seconds": round(adapter.facts["seconds"] + again.facts["seconds"], 2),
+    }
+    if "router" in again.facts:
+        facts["router"] = again.facts["router"]
+    return replace(again, facts=facts)
 
 
 def kept_stages(method: Method, curve: Sequence[dict[str, float]]) -> tuple[Gradient, ...]:
