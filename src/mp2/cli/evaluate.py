@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mp2.cli.options import LAST_SEED, Json, Model, Precision, pairs
+from mp2.cli.options import LAST_SEED, Json, Model, Precision, Refit, pairs
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="MP2_DATA")]
 
@@ -60,12 +60,7 @@ def evaluate(
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as lr.prompts=0.01 or 2.steps=64."),
     ] = None,
     precision: Precision = "fp32",
-    refit: Annotated[
-        bool,
-        typer.Option(
-            "--refit", help="Learn again from train and dev rows, for as long as the dev rows said."
-        ),
-    ] = False,
+    refit: Refit = False,
     splits: Annotated[
         str, typer.Option(help="Split to draw from, and split to score; train,dev to choose settings.")
     ] = "pool,test",

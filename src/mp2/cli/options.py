@@ -13,6 +13,12 @@ Precision = Annotated[
     Literal["fp32", "bf16"],
     typer.Option(help="bf16 is quicker where the processor or card knows it; results differ by rounding."),
 ]
+Refit = Annotated[
+    bool,
+    typer.Option(
+        "--refit", help="Then learn again from train and dev rows, for as long as the dev rows said."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LAST_SEED)]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mp2.cli.options import Json, Model, Precision, Seed, pairs
+from mp2.cli.options import Json, Model, Precision, Refit, Seed, pairs
 
 if TYPE_CHECKING:
     from mp2.tasks.spec import TaskSpec
@@ -42,10 +42,7 @@ def tune(
         typer.Option("--set", help="NAME=VALUE: a stage's setting, such as calls=500 or 2.popsize=10."),
     ] = None,
     precision: Precision = "fp32",
-    refit: Annotated[
-        bool,
-        typer.Option("--refit", help="Then learn again from all rows, for as long as the dev rows said."),
-    ] = False,
+    refit: Refit = False,
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
@@ -59,7 +56,7 @@ def tune(
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
         from mp2.tuning.refit import check_refit
         from mp2.tuning.refit import refit as learn_again
-        from mp2.tuning.rows import hold_out, labelled_rows
+        from mp2.tuning.rows import hold_out, labelled_rows, shared
         from mp2.tuning.tune import tune as run
 
     settings = pairs("--set", "NAME=VALUE", setting or [])
@@ -70,8 +67,7 @@ def tune(
     spec, examples = labelled_rows(train, task)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
-        learned = {(example.segments, example.options) for example in examples}
-        if both := sum((example.segments, example.options) in learned for example in dev_examples):
+        if both := shared(examples, dev_examples):
             _say(f"{both} of the {len(dev_examples)} dev rows are train rows too: the dev score flatters")
     else:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)

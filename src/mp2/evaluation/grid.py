@@ -73,12 +73,8 @@ class Grid:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, values in (
-            ("tasks", self.tasks),
-            ("methods", self.methods),
-            ("seeds", self.seeds),
-            ("shots", self.shots),
-        ):
+        for name in ("tasks", "methods", "seeds", "shots"):
+            values = getattr(self, name)
             if not values:
                 raise ConfigError(f"{name}: expected at least one")
             if len(set(values)) < len(values):
@@ -245,13 +241,12 @@ class Bench:
                 key = self.planned(replace(run, method=row)).key
                 self._halfway[key] = adapter, peak_memory(self.grid.device)
 
+        given = draw.train, draw.dev, run.method
         spec, between = self.tasks[run.task].spec, keep if row else None
         adapter = tune(
             self.base,
             spec,
-            draw.train,
-            draw.dev,
-            run.method,
+            *given,
             seed=run.seed,
             precision=self.grid.precision,
             between=between,
@@ -259,15 +254,7 @@ class Bench:
         if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result
             raise KeyboardInterrupt
         if self.grid.refit:
-            adapter = refit(
-                self.base,
-                adapter,
-                draw.train,
-                draw.dev,
-                run.method,
-                seed=run.seed,
-                precision=self.grid.precision,
-            )
+            adapter = refit(self.base, adapter, *given, seed=run.seed, precision=self.grid.precision)
         return adapter, {}
 
     def _measured(self, run: Run, record: Record) -> Record:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from mp2.errors import CheckpointError, first_line
+from mp2.model.backbone import folder_of
 from mp2.model.checkpoint import Base, load_base, read_json
 from mp2.runtime import whole_folder, write_whole
 from mp2.tuning.adapter import Adapter, load_adapter
@@ -108,18 +109,7 @@ def fetch(
     Raises:
         CheckpointError: It is neither here nor there.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, cache_dir=cache, allow_patterns=list(SAFE), endpoint=endpoint
-            )
-        )
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"{name}: neither a folder nor to be had from the hub: {first_line(error)}"
-        ) from error
+    return folder_of(name, SAFE, revision=revision, cache_dir=cache, endpoint=endpoint)
 
 
 def pull(name: str, folder: Path, *, replace: bool = False, **where: Any) -> str:

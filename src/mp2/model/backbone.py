@@ -8,7 +8,7 @@ fnlp/cpt-large, v1 with 512 positions and v2 with 1024). The backbone never lear
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ def load_tokenizer(path: Path | str) -> Any:
     Raises:
         CheckpointError: There is none, or it has no fast form (offsets are needed).
     """
-    _check_source(path)
+    folder_of(path, ["config.json"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
@@ -260,7 +260,7 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     Raises:
         CheckpointError: Absent, damaged, of an unsupported kind, or with weights missing.
     """
-    _check_source(path)
+    folder_of(path, ["config.json"])
     config = _config(path)
     if "CPTForConditionalGeneration" in (config.get("architectures") or ()) or config.get("model_type") in (
         "bart",
@@ -286,15 +286,24 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     return Backbone(encoder, slot_id=slot_id)
 
 
-def _check_source(path: Path | str) -> None:
-    """Tell at once that a name is neither here nor on the hub; transformers asks there for a minute."""
-    if Path(path).is_dir():
-        return
+def folder_of(name: Path | str, files: Sequence[str], **where: Any) -> Path:
+    """A local folder, or a copy of some files from the hub; transformers would ask there for a minute.
+
+    Args:
+        name: Folder, or ``user/name`` on the hub.
+        files: Patterns of the files that are wanted.
+        where: Revision, cache and endpoint, as ``huggingface_hub.snapshot_download`` takes them.
+
+    Raises:
+        CheckpointError: It is neither here nor there.
+    """
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        snapshot_download(str(path), allow_patterns=["config.json"])
+        return Path(snapshot_download(str(name), allow_patterns=list(files), **where))
     except Exception as error:  # the hub's library raises its own kinds, and those of its transport
         raise CheckpointError(
-            f"{path}: neither a folder nor to be had from the hub: {first_line(error)}"
+            f"{name}: neither a folder nor to be had from the hub: {first_line(error)}"
         ) from error
 
 

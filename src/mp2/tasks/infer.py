@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mp2.errors import TaskError
-from mp2.tasks.render import raw_label
+from mp2.tasks.render import column_numbers, raw_label
 from mp2.tasks.spec import TaskSpec
 
 Rows = Sequence[Mapping[str, Any]]
@@ -111,7 +111,7 @@ def _check_counting(rows: Rows, options: str | Sequence[str], label: str) -> Non
     Raises:
         TaskError: No number is 0, and the columns of the options bear none.
     """
-    if not isinstance(options, str) and options[0].strip()[-1:].isdigit():
+    if column_numbers(options):
         return
     numbers = set()
     for row in rows:

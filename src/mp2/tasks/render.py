@@ -189,7 +189,7 @@ def _right_option(task: TaskSpec, row: Row, options: tuple[str, ...], where: Whe
     for text in (value, written):  # of a number in JSON too, as a table has it
         if text in options:
             return options.index(text)
-    numbers = _numbers(task.options)[: len(options)]
+    numbers = column_numbers(task.options)[: len(options)]
     if written in numbers:
         return numbers.index(written)
     if not numbers and written.isdecimal() and len(written) < 5 and int(written) < len(options):
@@ -199,7 +199,7 @@ def _right_option(task: TaskSpec, row: Row, options: tuple[str, ...], where: Whe
     raise TaskError(f"{where}: {written!r} is none of the {len(options)} options; {nearest(value, options)}")
 
 
-def _numbers(columns: str | tuple[str, ...]) -> list[str]:
+def column_numbers(columns: str | Sequence[str]) -> list[str]:
     """The numbers of columns that are called option1, option2 and so on; none where one has no number."""
     found = [] if isinstance(columns, str) else [re.search(r"\d+$", column.strip()) for column in columns]
     return [match[0] for match in found if match] if all(found) else []

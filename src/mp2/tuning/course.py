@@ -135,7 +135,7 @@ class Course:
         self._progress = progress
 
     def score(self, stage: int, step: int, seconds: float, **more: float) -> float:
-        """Score the state as it stands on the dev rows, and offer it; returns the metric."""
+        """Score the state as it stands on the dev rows, and offer it; returns the metric, NaN without any."""
         if not self.dev.rows:
             self.best.keep(self.state, stage)
             return float("nan")

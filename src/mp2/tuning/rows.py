@@ -56,6 +56,16 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
     return task, examples
 
 
+def shared(train: Sequence[MRCExample], dev: Sequence[MRCExample]) -> int:
+    """How many dev rows ask what a train row asks."""
+    learned = set(map(_asked, train))
+    return sum(_asked(example) in learned for example in dev)
+
+
+def _asked(example: MRCExample) -> tuple[Any, ...]:
+    return example.segments, example.options
+
+
 def hold_out(
     examples: Sequence[MRCExample], share: float, seed: int, path: Path | str = "rows"
 ) -> tuple[list[MRCExample], list[MRCExample]]:
@@ -72,7 +82,7 @@ def hold_out(
     texts: dict[Any, list[int]] = {}
     by_context = len({example.context for example in examples}) > 1  # where answers are options it is ""
     for index, example in enumerate(examples):
-        key = example.context if by_context else (example.segments, example.options)
+        key = example.context if by_context else _asked(example)
         texts.setdefault(key, []).append(index)
     # an index says what a row means only where all rows have the same options
     labels = len({example.options for example in examples}) == 1

@@ -197,9 +197,8 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
     moved = {group for stage in state.method.stages[: best.stage + 1] for group in stage.groups}
     if state.router is not None and state.source is not None:  # for people: composed prompts need it not
         facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
-    with torch.autocast(
-        state.base.device.split(":")[0], enabled=False
-    ):  # composed in fp32 after any products
+    # composed in fp32, whatever the products were
+    with torch.autocast(state.base.device.split(":")[0], enabled=False):
         tensors = _prompts(state, moved) | _weights(state, moved)
     source = state.source
     return Adapter(
