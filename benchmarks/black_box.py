@@ -272,7 +272,7 @@ def products_per_second(state: TaskState) -> float:
 
 def long_reviews(task: TaskSpec) -> list[MRCExample]:
     """Reviews of each label joined until they are as long as reviews in the wild: 20 to 240 characters."""
-    rows = plain_rows(SHOTS, task)
+    rows = [row for _, row in plain_rows(SHOTS, task)]
     normal = NormalDist(math.log(76), 0.75)
     made = []
     for index, row in enumerate(rows):

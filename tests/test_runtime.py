@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mp2 import runtime
 from mp2.errors import CheckpointError, WriteError
-from mp2.runtime import check_folder, check_room, whole_folder, write_whole
+from mp2.runtime import check_file, check_folder, check_room, whole_folder, write_whole
 
 HOLES = """
 import random, numpy
@@ -124,6 +124,13 @@ def test_a_folder_that_holds_what_is_needed_is_not_replaced(tmp_path: Path) -> N
         with pytest.raises(CheckpointError, match=r"/a: not replaced: it holds .*, which would be lost"):
             check_folder(tmp_path / "a", replace=True, kind="kind.json", needed=[needed])
     check_folder(tmp_path / "a", replace=True, kind="kind.json", needed=[tmp_path / "rows.csv"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_told_before_any_work() -> None:
+    for check in (check_folder, check_file):
+        with pytest.raises(WriteError, match=r"/proc: cannot be written"):
+            check(Path("/proc/x"))
 
 
 @pytest.mark.parametrize("place", ["file", "file/x", "file/x/y"])

@@ -137,6 +137,8 @@ def check_room(folder: Path) -> None:
             raise WriteError(f"{there}: expected a folder to write in, found a file")
         if not os.access(there, os.W_OK | os.X_OK):
             raise WriteError(f"{there}: expected a folder to write in, its rights forbid it")
+        with tempfile.TemporaryFile(dir=there):  # what rights do not tell: /proc, a disk without a free inode
+            pass
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from math import nan
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from mp2.cli import main
 from mp2.cli.main import app
-from mp2.errors import ConfigError, Mp2Error
+from mp2.errors import ConfigError, Mp2Error, TaskError
 from mp2.model.checkpoint import Base
 from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import METHODS
@@ -212,10 +213,25 @@ def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
     file.write_text("words\n服务很好\n", encoding="utf-8")
     result = run("predict", tmp_path / "a", "--input", file, "--model", base.path)
     assert "new.csv:2: column 'text' is missing" in str(result.exception)
+    file.write_text('text\n"服务\n很好"\n""\n很好\n', encoding="utf-8")
+    result = run("predict", tmp_path / "a", "--input", file, "--model", base.path)
+    assert isinstance(result.exception, TaskError) and "new.csv:4: its text is empty" in str(result.exception)
+    result = run("predict", tmp_path / "a", "很好", " ", "--model", base.path)
+    assert isinstance(result.exception, ConfigError) and "text 2 is empty" in str(result.exception)
     file.write_text("text\n服务很好\n", encoding="utf-8")
     result = run("predict", tmp_path / "a", "--input", file, "--output", file, "--model", base.path)
     assert isinstance(result.exception, ConfigError) and "is the file of the rows" in str(result.exception)
     assert file.read_text(encoding="utf-8") == "text\n服务很好\n"
+
+
+def test_a_text_too_long_to_be_read_names_its_line(base: Base, tmp_path: Path) -> None:
+    rows = "sentence,target\n我去了北京,北京\n他在上海,上海\n她去广州,广州\n"
+    assert tune(tmp_path, base, rows).exit_code == 0
+    file = tmp_path / "new.csv"
+    file.write_text(f'sentence\n"去\n了北京"\n{"很" * 9000}\n', encoding="utf-8")
+    result = run("predict", tmp_path / "a", "--input", file, "--output", tmp_path / "o", "--model", base.path)
+    assert isinstance(result.exception, TaskError) and not (tmp_path / "o").exists()
+    assert re.search(r"new\.csv:4: the text needs \d+ windows", str(result.exception))
 
 
 def test_an_unknown_label_names_file_line_and_the_nearest(base: Base, tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ def test_csv_with_quotes_and_line_ends_in_them(tmp_path: Path) -> None:
 
 
 def test_lines_of_commas_below_a_table_are_no_rows(tmp_path: Path) -> None:
-    assert rows(write(tmp_path, 'text,label\n晴,0\n,\n" ",\n雨,\n,\n'), format="csv") == [
+    assert rows(write(tmp_path, 'text,label\n晴,0\n,\n\n雨,\n,\n" ",\n'), format="csv") == [
         {"text": "晴", "label": "0"},
+        {"text": "", "label": ""},  # within the table it is one: what is asked must be answered in its place
         {"text": "雨", "label": ""},
     ]
 

@@ -73,9 +73,10 @@ def test_a_bad_upload_is_explained_without_paths(content: str, format_: str, mes
 
 
 def test_rows_that_do_not_fit_are_listed_one_by_one() -> None:
-    rows = [{"text": "好", "label": "好"}, {"text": None, "label": "坏"}, {"label": "坏"}] * 3
+    rows = [{"text": "好", "label": "好"}, {"text": None, "label": "坏"}, {"text": " ", "label": "坏"}] * 3
     checked, report = look(rows=[*rows, {"text": "坏", "label": "坏"}])
     assert [problem["row"] for problem in report["problems"][:4]] == [2, 3, 5, 6]
+    assert "row 3: its text is empty" in report["problems"][1]["message"]
     assert len(checked.rows) == 4 and not report["usable"]  # one label has a single example left
     assert summary(checked, 0.25, 42) == report
 

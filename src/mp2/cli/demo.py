@@ -93,7 +93,7 @@ def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int)
         print("\r", end="", file=sys.stderr)
     print(f"  dev {_bars(curve)} kept {adapter.facts['dev']:.2f}")
     predictor.add(name, adapter)
-    found = predictor.predict([(name, row) for row in plain_rows(folder / "test.csv", task)])
+    found = predictor.predict([(name, row) for _, row in plain_rows(folder / "test.csv", task)])
     for prediction, example in list(zip(found, test, strict=True))[:2]:
         text = " / ".join(segment.text for segment in example.segments if segment.role != "literal")
         right = "right" if prediction.answer.text in example.gold_texts else f"not {example.gold_texts[0]}"

@@ -159,16 +159,20 @@ def predict(
 
     if (texts is None) == (input_ is None):
         raise ConfigError("give texts, or a file with --input: exactly one of the two")
+    for number, text in enumerate(texts or (), start=1):
+        if not text.strip():
+            raise ConfigError(f"text {number} is empty, and there is nothing to answer")
     if output is not None:
         check_file(output)
         if input_ is not None and output.exists() and output.samefile(input_):
             raise ConfigError(f"--output {output} is the file of the rows; name another")
     loaded = load_adapter(adapter)
-    rows: list[Any] = plain_rows(input_, loaded.task) if input_ is not None else list(texts or ())
+    located = plain_rows(input_, loaded.task) if input_ is not None else []
+    rows: list[Any] = [row for _, row in located] or list(texts or ())
     predictor = Predictor(load_base(model or _base_of(loaded), default_device()))
     predictor.add("task", loaded)
     with autocast(predictor.base.device, precision):
-        found = predictor.predict([("task", row) for row in rows])
+        found = predictor.predict([("task", row) for row in rows], [where for where, _ in located])
     lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in found]
     if output is not None:
         write_whole(output, "\n".join(lines) + "\n")

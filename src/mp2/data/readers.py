@@ -135,13 +135,19 @@ def _check_header(path: Path, row: Row) -> None:
 def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
     header = list(source.columns)
-    for where, cells, ended in _csv_records(path, source, bad):
+    empty: list[tuple[Where, list[str], bool]] = []
+    for record in _csv_records(path, source, bad):
+        where, cells, _ = record
         if not any(cell.strip() for cell in cells):
-            continue  # what a spreadsheet leaves below a table: commas alone
+            empty.append(record)  # no row below the table, where a spreadsheet leaves commas; a row within it
+            continue
         if not header:
-            header = _header(where, cells)
-        elif row := _row(where, header, cells, bad, ended):
-            yield where, row
+            header, empty = _header(where, cells), []
+            continue
+        for place, found, ended in (*empty, record):
+            if row := _row(place, header, found, bad, ended):
+                yield place, row
+        empty.clear()
 
 
 def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str], bool]]:

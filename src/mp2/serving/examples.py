@@ -112,6 +112,8 @@ def check(
     for number, row in located:
         try:
             example = render(checked.task, row, where=f"row {number}")
+            if example.blank:
+                raise TaskError(f"row {number}: its text is empty, and there is nothing to learn from it")
         except TaskError as error:
             checked.problems.append(Problem(str(error), number))
         else:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mp2.data.batch import length_batches, row_tokens
 from mp2.data.encode import Encoded, Encoder
-from mp2.errors import CheckpointError, Mp2Error, TaskError, nearest
+from mp2.errors import CheckpointError, Mp2Error, TaskError, Where, nearest
 from mp2.model.answers import EVAL_TOKENS, Answer, answer_rows
 from mp2.model.checkpoint import Base, load_base
 from mp2.model.lanes import lanes_for, side_by_side
@@ -139,17 +139,21 @@ class Predictor:
         with self._lock:
             return Held(len(self._held), self._bytes)
 
-    def predict(self, rows: Iterable[Row]) -> list[Prediction]:
+    def predict(self, rows: Iterable[Row], places: Sequence[Where] = ()) -> list[Prediction]:
         """Answer ``(task, row)`` pairs; a row may be a plain text where the task reads one field.
 
+        Args:
+            rows: What is asked.
+            places: Where each row comes from, for messages; they count rows from 1 when there are none.
+
         Raises:
-            TaskError: A row does not fit its task; the message says which, counted from 1.
+            TaskError: A row does not fit its task, or has too much text; the message says which.
             CheckpointError: An adapter is unknown, damaged or of another base.
         """
         found: list[Prediction] = []
-        for number, answer in enumerate(self.answer(list(rows)), start=1):
+        for place, answer in enumerate(self.answer(list(rows))):
             if isinstance(answer, TaskError):
-                raise TaskError(f"row {number}: {answer}") from answer
+                raise TaskError(f"{places[place] if places else f'row {place + 1}'}: {answer}") from answer
             if isinstance(answer, Mp2Error):
                 raise answer
             found.append(answer)

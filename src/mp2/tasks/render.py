@@ -59,6 +59,11 @@ class MRCExample:
         return next((segment.text for segment in self.segments if segment.role == "context"), "")
 
     @property
+    def blank(self) -> bool:
+        """Whether all that the row itself brings is white space."""
+        return not any(s.text.strip() for s in self.segments if s.role not in ("literal", "no_answer"))
+
+    @property
     def labelled(self) -> bool:
         """Whether the gold answer is known."""
         return self.answer is not None or bool(self.spans) or self.unanswerable

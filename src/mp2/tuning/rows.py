@@ -8,24 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from mp2.data.readers import read_table
-from mp2.errors import DataError, TaskError
+from mp2.errors import DataError, TaskError, Where
 from mp2.tasks import catalogue
 from mp2.tasks.infer import infer_task
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
 
 
-def plain_rows(path: Path, task: TaskSpec) -> list[dict[str, Any]]:
-    """Rows of a user's file that ask for an answer.
+def plain_rows(path: Path, task: TaskSpec) -> list[tuple[Where, dict[str, Any]]]:
+    """Rows of a user's file that ask for an answer, each with its place.
 
     Raises:
         DataError: The file cannot be read.
-        TaskError: A row does not fit the task, with its line.
+        TaskError: A row does not fit the task or has no text, with its line.
     """
     located = list(read_table(path))
     for where, row in located:
-        render(task, row, where=where, labelled=False)
-    return [row for _, row in located]
+        if render(task, row, where=where, labelled=False).blank:
+            raise TaskError(f"{where}: its text is empty, and there is nothing to answer")
+    return located
 
 
 def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, list[MRCExample]]:
@@ -49,9 +50,7 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             raise TaskError(f"{path}: {error}") from error
     examples = [render(task, row, where=where) for where, row in located]
     for (where, _), example in zip(located, examples, strict=True):
-        if not any(
-            part.text.strip() for part in example.segments if part.role not in ("literal", "no_answer")
-        ):
+        if example.blank:
             raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
     return task, examples
 
