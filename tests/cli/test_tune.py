@@ -224,6 +224,13 @@ def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
     assert file.read_text(encoding="utf-8") == "text\n服务很好\n"
 
 
+def test_a_search_within_the_folder_of_the_adapter_is_refused_at_once(base: Base, tmp_path: Path) -> None:
+    for options in ((), ("--replace",)):
+        result = tune(tmp_path, base, GOOD, "--search", str(tmp_path / "a" / "search"), *options)
+        assert isinstance(result.exception, ConfigError) and "lies in --out" in str(result.exception)
+        assert not (tmp_path / "a").exists()
+
+
 def test_a_text_too_long_to_be_read_names_its_line(base: Base, tmp_path: Path) -> None:
     rows = "sentence,target\n我去了北京,北京\n他在上海,上海\n她去广州,广州\n"
     assert tune(tmp_path, base, rows).exit_code == 0

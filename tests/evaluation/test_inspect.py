@@ -122,6 +122,17 @@ def test_standard_output_is_json_alone_also_with_pictures(base: Base, tmp_path: 
         assert json.loads(done.stdout)[0]["gates"] and ".png" in done.stderr
 
 
+def test_an_adapter_is_compared_with_its_own_base_alone(base: Base, tmp_path: Path) -> None:
+    adapter = _adapter(base)
+    for other in ({"base_fingerprint": "0" * 16}, {"bank_fingerprint": "0" * 16}):
+        with pytest.raises(CheckpointError, match="belongs to ba"):
+            inspect_adapter(replace(adapter, **other), base)
+    task = adapter.task.model_copy(update={"name": "my.v1"})
+    replace(adapter, task=task, base=str(base.path)).save(tmp_path / "adapter")
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "adapter"), "--out", str(tmp_path)])
+    assert done.exit_code == 0 and (tmp_path / "my.v1-gates.png").exists()
+
+
 def test_rows_are_for_adapters(base: Base, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n音乐很好,好\n", "utf-8")

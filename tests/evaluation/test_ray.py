@@ -10,6 +10,7 @@ import pytest
 
 from mp2.evaluation.grid import Grid, run_grid
 from mp2.evaluation.records import Record, read_records
+from mp2.evaluation.runners import gpu_share
 from mp2.model.checkpoint import Base
 from tests.evaluation.invented import write_data
 
@@ -31,6 +32,12 @@ def _on_ray(root: Path, base: Base, out: Path, shots: str) -> subprocess.Complet
     arguments += ["--model", str(base.path), "--out", str(out), "--runner", "ray", "--workers", "2"]
     command = [sys.executable, "-m", "mp2.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+@pytest.mark.parametrize(("cards", "workers"), [(1, 1), (1, 3), (2, 3), (2, 5), (4, 2), (8, 8), (3, 7)])
+def test_every_worker_finds_room_on_a_card(cards: int, workers: int) -> None:
+    share = gpu_share(cards, workers)
+    assert 0 < share <= 1 and cards * int(1 / share + 1e-9) >= workers
 
 
 def test_two_workers_write_the_records_of_one_process(base: Base, tmp_path: Path) -> None:

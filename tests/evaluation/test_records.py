@@ -57,6 +57,27 @@ def test_a_half_written_last_line_is_left_out_and_mended(tmp_path: Path) -> None
     assert [r.seed for r in read_records([path])] == [8, 13]
 
 
+def test_a_last_line_cut_within_a_character_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with open_records(path) as file:
+        file.append(record(seed=8))
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"error": "坏'.encode()[:-1])
+    assert [r.seed for r in read_records([path])] == [8]
+    with open_records(path):
+        assert path.read_bytes() == whole
+
+
+def test_a_last_line_that_lacks_its_end_alone_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with open_records(path) as file:
+        file.append(record(seed=8))
+    path.write_bytes(path.read_bytes().rstrip())
+    with open_records(path) as file:
+        file.append(record(seed=13))
+    assert [r.seed for r in read_records([path])] == [8, 13]
+
+
 def test_a_damaged_line_within_is_an_error_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"format": 1, \n' + json.dumps({"format": 1, **asdict(record())}) + "\n", "utf-8")

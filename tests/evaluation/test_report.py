@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from mp2.cli.main import app
 from mp2.errors import ConfigError, DataError
 from mp2.evaluation import drawing, figures
+from mp2.evaluation.figures import ablation_figure
 from mp2.evaluation.records import Record
 from mp2.evaluation.report import build_report, read_leaks
 from mp2.evaluation.results import Results
@@ -154,6 +155,17 @@ def test_curves_tell_seeds_and_the_steps_of_their_banks(records: list[Record]) -
         assert figure is not None
         titles.append(figure.axes[0].get_title())
     assert titles == ["", "banks of 60 steps"]
+
+
+def test_an_ablation_is_drawn_of_what_its_variants_share() -> None:
+    def drawn(*each: Record) -> bool:
+        return ablation_figure(Results(each), "k") is not None
+
+    four = record(variant="k-4", bank_fingerprint="d" * 16)
+    eight = record(variant="k-8", bank_fingerprint="e" * 16)
+    assert drawn(four, eight)
+    assert not drawn(four, replace(eight, shots=8))  # other shots are another figure's
+    assert not drawn(four, replace(eight, task="ocnli", test_key="other"))
 
 
 def test_figure_5_orders_rows_as_the_tree_does_and_colours_families(base: Base) -> None:

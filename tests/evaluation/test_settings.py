@@ -59,6 +59,10 @@ def test_a_setting_that_cannot_be_is_refused(settings: dict[str, str], said: str
         with_settings([get_method("mp2-deep-gd")], settings)
     with pytest.raises(ConfigError, match="expected true or false, got 'on'"):
         with_settings([get_method("mp2-deep-bb")], {"transfer": "on"})
+    with pytest.raises(ConfigError, match=r"no method here has a setting '2\.calls'"):
+        with_settings([get_method("mp2-deep-bb-released")], {"2.calls": "200"})  # its rounds say how many
+    with pytest.raises(ConfigError, match="setting strengths: expected numbers of at least 0"):
+        with_settings([get_method("linear-probing")], {"strengths": "0.1,-1"})
 
 
 def test_other_settings_and_splits_need_a_name_and_stand_in_the_records(base: Base, tmp_path: Path) -> None:

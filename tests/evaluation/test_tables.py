@@ -11,6 +11,7 @@ import pytest
 
 from mp2.errors import ConfigError
 from mp2.evaluation import tables
+from mp2.evaluation.compared import comparisons
 from mp2.evaluation.published import paper_table, published
 from mp2.evaluation.records import Record
 from mp2.evaluation.results import Results, mixtures
@@ -147,7 +148,7 @@ def test_table_1_lists_the_banks_of_a_base(base: object) -> None:
     ("change", "said"),
     [
         ({"base_fingerprint": "x"}, "models: micro"),
-        ({"bank_fingerprint": "x"}, "banks: deep"),
+        ({"bank_fingerprint": "x"}, "banks: mp2-deep-gd c{16}: 1 runs, mp2-deep-gd x: 1 runs"),
         ({"versions": {"mp2": "9"}}, "package versions: 0.1.0: 1 runs, 9: 1 runs"),
         ({"method_version": 2}, "method versions: mp2-deep-gd v1"),
         ({"settings": "steps=9"}, "settings: mp2-deep-gd: steps=3: 1 runs, mp2-deep-gd: steps=9"),
@@ -161,6 +162,21 @@ def test_mixed_records_are_refused_unless_asked(change: dict[str, object], said:
         Results(records)
     assert Results(records, mixed=True).objections
     assert not mixtures([record(seed=8), record(seed=13), record(seed=21, settings="")])
+
+
+def test_a_bank_is_the_same_by_whatever_path_it_was_found() -> None:
+    assert not mixtures([record(seed=8, bank="runs/k-4/bank"), record(seed=13, bank="/here/runs/k-4/bank")])
+
+
+def test_of_mixed_test_rows_those_are_compared_that_most_have() -> None:
+    seeds = (8, 13, 21, 42)
+    most = [record(seed=seed, method=name) for seed in seeds for name in ("mp2-deep-gd", "spot")]
+    few = [record(rows=7, right=0.4, seed=seed, method="ppt", test_key="few") for seed in seeds]
+    few += [record(rows=7, right=0.4, seed=100, test_key="few")]
+    results = Results([*most, *few], mixed=True)
+    assert [(c.first, c.second) for c in comparisons(results)["lcqmc"]] == [("mp2-deep-gd", "spot")]
+    cell = results.cell("mp2-deep-gd", "lcqmc")
+    assert cell is not None and cell.seeds == seeds
 
 
 def test_methods_that_saw_other_rows_are_not_compared() -> None:

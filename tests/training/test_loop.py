@@ -109,6 +109,20 @@ def test_evaluation_happens_when_due_and_at_the_end(tmp_path: Path) -> None:
     assert [line["dev/score"] for line in lines if "dev/score" in line] == [0.1, 0.5, 0.3]
 
 
+def test_what_is_written_when_the_time_is_up_has_a_score(tmp_path: Path) -> None:
+    config = LoopConfig(5, eval_every=2, minutes=1e-9)
+    run = trainer(net(), config, tmp_path, evaluate=lambda: {"score": float(run.state.step)})
+    assert run.fit().curve == [{"step": 1, "score": 1.0}]
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="learning rate of first: expected a number of at least 0, got"):
+        Group("first", dict(net().named_parameters()), rate)
+    with pytest.raises(ConfigError, match="minutes: expected a number of at least 0"):
+        LoopConfig(5, minutes=rate)
+
+
 def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
     trainer(net(), LoopConfig(10, save_every=2, keep=3), tmp_path).fit()
     kept = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())

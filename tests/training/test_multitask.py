@@ -243,6 +243,20 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
     assert "About it." in (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(CheckpointError, match="exists already"):
         assemble("tiny", run / "encoder", [], tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match=r"two banks are named 'ppt': .*bank, .*bank; pre-train one"):
+        assemble("twice", run / "encoder", [tmp_path / "ppt" / "bank"] * 2, tmp_path / "twice")
+
+
+def test_a_tokenizer_of_other_texts_is_not_taken_for_these(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
+    _, tokenizer, _ = prepare_text([text], tmp_path, 12_000, 16)
+    assert len(prepare_text([text], tmp_path, 12_000, 16)[1]) == len(tokenizer)
+    with pytest.raises(ConfigError, match="made from other texts or for another vocabulary"):
+        prepare_text([text], tmp_path, 11_000, 16)
+    text.write_text("又来了一篇。\n" * 50, encoding="utf-8")
+    with pytest.raises(ConfigError, match="tokenizer: made from other texts"):
+        prepare_text([text], tmp_path, 12_000, 16)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-3])
@@ -270,7 +284,7 @@ def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_p
     dev = {"step": 1000, "score": 0.5, "bq": 0.625, "of-my-own": 0.375}
     write_json(encoder / "training.json", {"steps": 1000, "dev": dev, "curve": curve})
     bank = micro_bank(base, "deep", deep=True)
-    bank.facts = {"steps": 10, "dev": dev | {"bq": 0.75}, "curve": [(10, 0.5)]}
+    bank.facts = {"steps": 10, "dev": dev | {"bq": 0.75, "waimai": 0.5}, "curve": [(10, 0.5)]}
     bank.save(tmp_path / "bank")
     assemble("tiny", encoder, [tmp_path / "bank"], tmp_path / "tiny")
     lines = (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8").splitlines()

@@ -158,6 +158,21 @@ def test_of_released_moments_the_first_highest_is_kept_and_the_start_competes_wi
     assert (best.key[0], best.stage) == (0.6, 1)
 
 
+def test_a_moment_whose_loss_is_no_number_is_never_kept(base: Base) -> None:
+    state, nan = TaskState(base, METHODS["mp2-deep-bb"], seed=1), float("nan")
+    best = Best()
+    offers = [
+        (-1, 0.5, 0.7),
+        (0, 0.5, nan),
+        (0, 0.9, nan),
+        (0, 0.5, 0.8),
+        (0, 0.5, 0.6),
+        (0, 0.9, float("inf")),
+    ]
+    assert [best.offer(state, *offer) for offer in offers] == [True, False, False, False, True, False]
+    assert (best.key, best.stage) == ((0.5, -0.6), 0)
+
+
 @pytest.fixture(scope="module")
 def shipped() -> Base:
     return load_base()

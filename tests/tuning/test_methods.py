@@ -16,12 +16,14 @@ from mp2.errors import ConfigError
 from mp2.model.answers import Answer, answer_rows
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import MRCModel
+from mp2.model.probe import ProbeHead
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
 from mp2.tuning import tune as tune_module
 from mp2.tuning.adapter import Adapter, compose, load_adapter
 from mp2.tuning.methods import METHODS, Method, get_method
 from mp2.tuning.parts import check_parts
+from mp2.tuning.probing import fit_probe
 from mp2.tuning.stages import Bayes, Cma, Gradient, GroupName
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import encode_shots, tune
@@ -196,6 +198,22 @@ def test_separable_rows_are_learned(name: str, full: Base) -> None:
     if name == "lora":
         method = replace(method, stages=(Gradient({"lora": 0.02, "head": 0.1}, steps=30, eval_every=5),))
     assert tune(full, review_task(), *_separable(), method).facts["dev"] >= 0.8
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1, 10.0])
+def test_the_classifier_is_the_best_there_is(strength: float) -> None:
+    """Logistic regression is convex: where its gradient is none, there is its minimum."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 4
+    states = torch.randn(40, 12, generator=generator) * 3 + torch.nn.functional.one_hot(labels, 12) - 1
+    probe = ProbeHead(12, 4)
+    fit_probe(probe, states, labels, strength)
+    scale = states.std(dim=0, correction=0)
+    weight = (probe.weight.detach() * scale).double().requires_grad_()  # of states of unit variance
+    logits = (states / scale).double() @ weight.T + probe.bias.detach().double()
+    penalty = strength * weight.square().sum() / 12
+    (torch.nn.functional.cross_entropy(logits, labels) + penalty).backward()
+    assert weight.grad is not None and float(weight.grad.abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["model-tuning", "p-tuning-v2", "poly", "mp2-deep-gd", "head-only"])

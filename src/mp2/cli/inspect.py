@@ -34,12 +34,12 @@ def inspect(
     from mp2.evaluation.inspect import inspect_adapter, inspect_bank
     from mp2.model.checkpoint import load_base
     from mp2.runtime import default_device
-    from mp2.tuning.adapter import load_adapter
+    from mp2.tuning.adapter import base_of, load_adapter
     from mp2.tuning.rows import labelled_rows
 
-    base = load_base(model, default_device())
-    if (Path(what) / "adapter.json").exists():
-        adapter = load_adapter(what)
+    adapter = load_adapter(what) if (Path(what) / "adapter.json").exists() else None
+    base = load_base(model or (base_of(adapter) if adapter else None), default_device())
+    if adapter is not None:
         examples = labelled_rows(rows, adapter.task)[1] if rows is not None else []
         found = [inspect_adapter(adapter, base, examples)]
         if out is not None:
@@ -107,6 +107,7 @@ def _draw_bank(bank: TrainedBank, out: Path) -> None:
 def _write(stem: Path, png: bytes, svg: bytes) -> None:
     from mp2.runtime import write_whole
 
-    for path, content in ((stem.with_suffix(".png"), png), (stem.with_suffix(".svg"), svg)):
+    for kind, content in (("png", png), ("svg", svg)):
+        path = stem.with_name(f"{stem.name}.{kind}")  # a task's name may have dots
         write_whole(path, content)
         print(path, file=sys.stderr)  # standard output is for the text or JSON alone

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 LAST_SEED = 2**32 - 1  # NumPy takes no other
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Model = Annotated[str | None, typer.Option(help="Base folder or hub name; the shipped model by default.")]
 Precision = Annotated[
     Literal["fp32", "bf16"],

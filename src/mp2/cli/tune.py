@@ -47,7 +47,7 @@ def tune(
     json_: Json = False,
 ) -> None:
     """Learn a task from a few labelled rows and write an adapter."""
-    from mp2.errors import SearchError
+    from mp2.errors import ConfigError, SearchError
     from mp2.runtime import check_folder, default_device, heavy_imports
 
     with heavy_imports():
@@ -64,6 +64,10 @@ def tune(
     if refit:
         check_refit(row)
     check_folder(out, replace=replace, kind="adapter.json", needed=filter(None, (train, dev, search)))
+    if search is not None and search.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"--search {search} lies in --out {out}, which is written whole; name another folder"
+        )
     spec, examples = labelled_rows(train, task)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
@@ -96,8 +100,10 @@ def tune(
         raise SearchError(f"{error}; the best adapter so far is in {out}", error.best) from error
     if refit:
         if not json_:
-            _say(f"dev {spec.metric} {adapter.facts['dev']:.3f}; learning again from all rows")
+            _say(f"dev {spec.metric} {adapter.facts['dev']:.3f}; now from all rows")
         adapter = learn_again(base, adapter, examples, dev_examples, row, seed=seed, precision=precision)
+        if "refit" not in adapter.facts and not json_:
+            _say("the dev rows had kept the start: there is nothing to learn again")
     adapter.save(out, replace=replace)
     _report(adapter, spec, out, json_)
 
@@ -154,7 +160,7 @@ def predict(
     with heavy_imports():
         from mp2.model.checkpoint import load_base
         from mp2.serving.predictor import Predictor
-        from mp2.tuning.adapter import load_adapter
+        from mp2.tuning.adapter import base_of, load_adapter
         from mp2.tuning.rows import plain_rows
 
     if (texts is None) == (input_ is None):
@@ -169,7 +175,7 @@ def predict(
     loaded = load_adapter(adapter)
     located = plain_rows(input_, loaded.task) if input_ is not None else []
     rows: list[Any] = [row for _, row in located] or list(texts or ())
-    predictor = Predictor(load_base(model or _base_of(loaded), default_device()))
+    predictor = Predictor(load_base(model or base_of(loaded), default_device()))
     predictor.add("task", loaded)
     with autocast(predictor.base.device, precision):
         found = predictor.predict([("task", row) for row in rows], [where for where, _ in located])
@@ -182,11 +188,6 @@ def predict(
     else:
         for row, prediction in zip(rows, found, strict=True):
             print(f"{prediction.answer.text or '(no answer)'}\t{prediction.answer.probability:.3f}\t{row}")
-
-
-def _base_of(adapter: Adapter) -> str | None:
-    """The base an adapter names, when it is a folder that is there; else the shipped one."""
-    return adapter.base if Path(adapter.base).is_dir() else None
 
 
 def _kind(spec: TaskSpec) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mp2.evaluation.results import Cell, Results
+from mp2.evaluation.results import Cell, Results, most_common
 from mp2.evaluation.statistics import LEVEL, Comparison, Summary, compare_all, summarise, win_matrix
 from mp2.evaluation.tables import SUITE_TITLES, span_text, suite_cells
 from mp2.evaluation.typeset import Table, Text
@@ -52,17 +52,21 @@ def comparisons(results: Results) -> dict[str, list[Comparison]]:
     found = {}
     for task in results.tasks():
         cells = results.cells([task])
-        found[task] = compare_all({m: [(row[task].seeds, row[task].scores)] for m, row in cells.items()})
+        found[task] = _compare({m: [row[task]] for m, row in cells.items()})
     for suite in (*SUITE_TITLES, "other"):
         tasks, cells = suite_cells(results, suite)
         if len(tasks) > 1:
-            found[AVERAGE + suite] = compare_all(
-                {
-                    method: [(cells[method][task].seeds, cells[method][task].scores) for task in tasks]
-                    for method in whole_suite(tasks, cells)
-                }
-            )
+            methods = whole_suite(tasks, cells)
+            found[AVERAGE + suite] = _compare({m: [cells[m][task] for task in tasks] for m in methods})
     return found
+
+
+def _compare(methods: Mapping[str, Sequence[Cell]]) -> list[Comparison]:
+    """Pairs of the methods that have the rows most have; others have come in with mixed records."""
+    rows = {method: tuple(cell.scores.shape[1] for cell in cells) for method, cells in methods.items()}
+    usual = most_common(rows.values()) if rows else ()
+    same = {method: cells for method, cells in methods.items() if rows[method] == usual}
+    return compare_all({m: [(cell.seeds, cell.scores) for cell in cells] for m, cells in same.items()})
 
 
 def differences(found: Mapping[str, Sequence[Comparison]], suite: str) -> Table | None:

@@ -218,9 +218,10 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
     lines: dict[str, Points] = {}
     steps: set[int] = set()
     for method in methods:
-        having = [v for v in sorted(numbers, key=lambda v: numbers[v]) if method in results.methods(v)]
+        by_number = sorted(numbers, key=numbers.__getitem__)
+        having = [v for v in by_number if method in results.cells(results.tasks(v), v)]
         cells = [results.cells(results.tasks(v), v)[method] for v in having]
-        tasks = [task for task in cells[0] if all(task in row for row in cells)]
+        tasks = [task for task in cells[0] if all(task in row for row in cells)] if len(cells) > 1 else []
         if tasks:
             kept = [[row[task] for task in tasks] for row in cells]
             every = [cell for row in kept for cell in row]
@@ -228,6 +229,8 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
             points = [_point(float(numbers[v]), row) for v, row in zip(having, kept, strict=True)]
             shown = f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}"
             lines[f"{method}, {shown}, {_seeds_text(every)}"] = points
+    if not lines:
+        return None
     figure = new_figure(4.8, 3.2)
     axis = figure.subplots()
     _draw_lines(axis, lines, sorted(numbers.values()))

@@ -20,7 +20,7 @@ from mp2.model.mrc import MRCModel
 from mp2.model.router import router_weights
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
-from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.adapter import Adapter, check_base, compose
 from mp2.tuning.methods import METHODS
 from mp2.tuning.tune import encode_shots
 
@@ -142,6 +142,7 @@ def inspect_adapter(adapter: Adapter, base: Base, examples: Sequence[MRCExample]
         CheckpointError: It belongs to another base or bank.
     """
     router = adapter_router(adapter)
+    check_base(adapter, base)
     assert adapter.bank is not None
     found = inspect_router(adapter.task.name, router, base.bank(adapter.bank))
     if not examples:

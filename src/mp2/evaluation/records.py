@@ -173,12 +173,11 @@ def done_keys(paths: Iterable[Path], planned: Iterable[Record] = ()) -> set[str]
 
 def _located(path: Path) -> Iterator[tuple[Where, Record]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such records file; 'mp2 evaluate' writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -206,7 +205,8 @@ class RecordFile:
     """A records file that one process appends to; each line is flushed to disk before the next run.
 
     Args:
-        path: The file; made when absent. A half-written last line is taken away.
+        path: The file; made when absent. A half-written last line is taken away; a whole one without its
+            end, as an editor may leave it, gets it.
 
     Raises:
         ConfigError: Another process is writing to it, or it cannot be written.
@@ -229,13 +229,18 @@ class RecordFile:
         self._mend()
 
     def _mend(self) -> None:
-        """Cut a last line without its end back to the end of the line before."""
+        """End a last line that is whole; cut one that is not back to the end of the line before."""
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        if whole < len(data):
+        if whole == len(data):
+            return
+        try:
+            json.loads(data[whole:])
+            self._file.write(b"\n")
+        except ValueError:
             self._file.truncate(whole)
-            self._sync()
+        self._sync()
 
     def append(self, record: Record) -> None:
         """Write one record and flush it to disk."""

@@ -6,8 +6,10 @@ seeds a comparison uses. Computes no statistics and draws nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,10 +18,11 @@ from mp2.evaluation.records import Record
 from mp2.evaluation.statistics import Matrix
 
 Facet = Callable[[Record], tuple[str, str]]
+Value = TypeVar("Value")
 # Each gives a group and a value; within a group all records must have one value (empty: not recorded).
 FACETS: dict[str, Facet] = {
     "models": lambda r: ("", f"{r.base} ({r.base_fingerprint})"),
-    "banks": lambda r: (f"{r.variant}/{r.method}", f"{r.bank} ({r.bank_fingerprint})"),
+    "banks": lambda r: (f"{r.variant}/{r.method}", r.bank_fingerprint and f"{r.method} {r.bank_fingerprint}"),
     "package versions": lambda r: ("", str(r.versions.get("mp2"))),
     "method versions": lambda r: (r.method, f"{r.method} v{r.method_version}"),
     "settings": lambda r: (f"{r.variant}/{r.method}", f"{r.method}: {r.settings}" if r.settings else ""),
@@ -93,7 +96,8 @@ class Results:
         for r in done:
             self._done.setdefault((r.variant, r.method, r.shots, r.task), {})[r.seed] = r
         redone = {record.key for record in done}
-        self.failed = [r for r in records if r.status == "failed" and r.key not in redone]
+        failed = {r.key: r for r in records if r.status == "failed" and r.key not in redone}
+        self.failed = list(failed.values())  # the last time of each
         self.records = [r for cell in self._done.values() for r in cell.values()]
 
     @property
@@ -140,10 +144,12 @@ class Results:
         chosen = sorted(found)
         if not chosen:
             return None
+        usual = most_common(found[seed].test_rows for seed in chosen)  # where mixed records are accepted
+        chosen = [seed for seed in chosen if found[seed].test_rows == usual]
         rows = tuple(found[seed] for seed in chosen)
-        width = {row.test_rows for row in rows}
-        if len(width) > 1:
-            raise ConfigError(
-                f"{method} on {task}: seeds have different numbers of test rows: {sorted(width)}"
-            )
         return Cell(tuple(chosen), np.array([row.row_scores for row in rows]), rows)
+
+
+def most_common(values: Iterable[Value]) -> Value:
+    """The value that stands most often, at ties the first."""
+    return Counter(values).most_common(1)[0][0]

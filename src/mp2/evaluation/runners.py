@@ -6,6 +6,7 @@ the process that was started by the user.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -48,10 +49,12 @@ def run_on_ray(bench: Bench, runs: Sequence[Run], workers: int, address: str | N
     ray = _ray()
     started = _join(ray, workers, address)
     grid = _absolute(bench.grid)
-    share = _gpu_share(ray, workers) if grid.device.startswith("cuda") else 0
+    have = ray.cluster_resources()
+    workers = max(1, min(workers, len(runs), int(have.get("CPU", workers))))  # one more would never start
+    share = gpu_share(have.get("GPU", 1.0), workers) if grid.device.startswith("cuda") else 0
     actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1)(_Worker)
     try:
-        free = [actor.remote(grid) for _ in range(min(workers, len(runs)))]
+        free = [actor.remote(grid) for _ in range(workers)]
         waiting = list(reversed(runs))
         busy: dict[Any, tuple[Any, Run, float]] = {}
         while waiting or busy:
@@ -93,12 +96,13 @@ def _ray() -> Any:
     return ray
 
 
-def _gpu_share(ray: Any, workers: int) -> float:
+def gpu_share(accelerators: float, workers: int) -> float:
     """Accelerators for each worker: one, or a part where there are more workers than accelerators.
 
-    A small encoder leaves most of a card idle, so several runs at a time are faster than one.
+    A small encoder leaves most of a card idle, so several runs at a time are faster than one. No worker lies
+    on two cards, so each card takes as many as the fullest.
     """
-    return min(1.0, float(ray.cluster_resources().get("GPU", 1.0)) / workers)
+    return 1.0 / math.ceil(workers / max(1.0, accelerators))
 
 
 def _join(ray: Any, workers: int, address: str | None) -> bool:

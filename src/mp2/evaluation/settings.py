@@ -48,6 +48,8 @@ def _values(stage: Stage) -> dict[str, Any]:
     found = {item.name: getattr(stage, item.name) for item in fields(stage) if item.name != "groups"}
     kinds = (bool, int, float, str, tuple)
     simple = {name: value for name, value in found.items() if isinstance(value, kinds)}
+    if simple.get("rounds"):
+        del simple["calls"]  # which follow from them
     rates = {f"lr.{group}": rate for group, rate in stage.lr.items()} if isinstance(stage, Gradient) else {}
     return rates | simple
 

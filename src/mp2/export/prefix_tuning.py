@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mp2.errors import ConfigError
-from mp2.model.backbone import Backbone
+from mp2.model.backbone import Backbone, is_cpt
 from mp2.model.checkpoint import Base
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
@@ -72,10 +72,8 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
             f"adapter of method {adapter.method!r}: expected a deep prompt and the base's own encoder: PEFT's"
             " prefix tuning holds nothing else"
         )
-    if base.backbone.token_type != 0:
-        raise ConfigError(
-            f"PEFT passes token types of 0 only, and {base.name} needs {base.backbone.token_type}"
-        )
+    if "files" not in base.facts and is_cpt(base.path):
+        raise ConfigError(f"PEFT would load {base.name} as BART, not as the encoder that was tuned")
     layers, length, hidden = composed.prompts.shape
     config = PrefixTuningConfig(
         task_type=TaskType.FEATURE_EXTRACTION,

@@ -2,7 +2,9 @@
 
 BERT, RoBERTa(-wwm), MacBERT, ELECTRA and ERNIE load by name or folder. CPT loads from its hub layout: its
 understanding path is a BERT stack under the keys ``model.encoder.`` with token types all ones (REFERENCE:
-fnlp/cpt-large, v1 with 512 positions and v2 with 1024). The backbone never learns which task it serves.
+fnlp/cpt-large, v1 with 512 positions and v2 with 1024). Its row of that type is made the row of type 0 too,
+so whoever runs, saves or exports the encoder has no type to remember. The backbone never learns which task it
+serves.
 """
 
 from __future__ import annotations
@@ -65,11 +67,10 @@ class Backbone(nn.Module):
 
     Args:
         encoder: A model with ``embeddings`` and ``encoder.layer`` (the BERT family).
-        token_type: Token type id of every token: 1 for CPT, else 0.
         slot_id: Token id of the placeholder at a prompt slot (``add`` injection).
     """
 
-    def __init__(self, encoder: Any, *, token_type: int = 0, slot_id: int = 0) -> None:
+    def __init__(self, encoder: Any, *, slot_id: int = 0) -> None:
         super().__init__()
         encoder.set_attn_implementation(NAME)
         self.config = encoder.config
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
         self.embeddings = encoder.embeddings
         self.project = getattr(encoder, "embeddings_project", None)  # ELECTRA-small narrows its embeddings
         self.layers: nn.ModuleList = encoder.encoder.layer
-        self.token_type, self.slot_id = token_type, slot_id
+        self.slot_id = slot_id
         self.checkpointing = False  # recompute a layer's activations in the backward pass to save memory
         self.sharded = False  # see mp2.model.sharding
 
@@ -99,7 +100,7 @@ class Backbone(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """``(B, T)`` ids to ``(B, T, H)`` hidden states at the input of layer 0."""
-        hidden: Tensor = self.embeddings(input_ids=ids, token_type_ids=torch.full_like(ids, self.token_type))
+        hidden: Tensor = self.embeddings(input_ids=ids, token_type_ids=torch.zeros_like(ids))
         return hidden if self.project is None else self.project(hidden)
 
     def forward(
@@ -262,11 +263,8 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     """
     folder_of(path, ["config.json"])
     config = _config(path)
-    if "CPTForConditionalGeneration" in (config.get("architectures") or ()) or config.get("model_type") in (
-        "bart",
-        "cpt",
-    ):
-        return Backbone(_load_cpt(Path(path), config), token_type=1, slot_id=slot_id)
+    if _is_cpt(config):
+        return Backbone(_load_cpt(Path(path), config), slot_id=slot_id)
     try:
         encoder, info = AutoModel.from_pretrained(
             str(path), output_loading_info=True, dtype=dtype or "auto", **_without_pooler(config)
@@ -305,6 +303,16 @@ def folder_of(name: Path | str, files: Sequence[str], **where: Any) -> Path:
         raise CheckpointError(
             f"{name}: neither a folder nor to be had from the hub: {first_line(error)}"
         ) from error
+
+
+def is_cpt(path: Path | str) -> bool:
+    """Whether an encoder's folder or hub name holds CPT, which Hugging Face would load as BART."""
+    return _is_cpt(_config(path))
+
+
+def _is_cpt(config: dict[str, Any]) -> bool:
+    named = "CPTForConditionalGeneration" in (config.get("architectures") or ())
+    return named or config.get("model_type") in ("bart", "cpt")
 
 
 def _without_pooler(config: dict[str, Any]) -> dict[str, Any]:
@@ -351,6 +359,8 @@ def _load_cpt(path: Path, config: dict[str, Any]) -> BertModel:
             f"{path}: CPT encoder: {len(missing)} weights missing, {len(unexpected)} not known,"
             f" first {[*missing, *unexpected][0]!r}"
         )
+    types = encoder.embeddings.token_type_embeddings.weight.data
+    types[0] = types[1]
     return encoder.to(word.dtype)
 
 

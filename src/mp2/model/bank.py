@@ -43,6 +43,8 @@ class BankConfig:
         for name in ("layers", "modules", "length", "hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"bank: {name}: expected at least 1, got {getattr(self, name)}")
+        if self.intrinsic < 0:
+            raise ConfigError(f"bank: intrinsic: expected 0 (dense) or more, got {self.intrinsic}")
 
 
 class PromptBank(nn.Module):

@@ -41,6 +41,11 @@ class SkillsConfig:
     splits: int = 1
     rank: int = RANK
 
+    def __post_init__(self) -> None:
+        for name in ("skills", "splits", "rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
 
 @dataclass(slots=True)
 class Skills:

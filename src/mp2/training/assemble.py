@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def assemble(
             raise CheckpointError(
                 f"{folder}: belongs to encoder {bank.base}, not to {encoder} ({bare.fingerprint})"
             )
+    for bank in loaded:
+        same = [str(at) for at, other in zip(banks, loaded, strict=True) if other.name == bank.name]
+        if len(same) > 1:
+            raise CheckpointError(
+                f"two banks are named {bank.name!r}: {', '.join(same)}; pre-train one with another --name"
+            )
     training = encoder / "training.json"
     history = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
     with whole_folder(out, replace=replace, kind="mp2.json") as aside:
@@ -64,7 +71,7 @@ def _tables(history: dict[str, Any], banks: Sequence[TrainedBank]) -> str:
     for title, curve in curves.items():
         lines.append(f"| {title} | {', '.join(f'{step:,}: {score:.3f}' for step, score in curve)} |")
     columns = {title: facts["dev"] for title, facts in runs if facts.get("dev")}
-    tasks = [key for key in next(iter(columns.values()), {}) if key not in ("step", "score")]
+    tasks = [key for key in dict.fromkeys(chain(*columns.values())) if key not in ("step", "score")]
     lines += ["", "## Dev score of every upstream task (64 rows each)", ""]
     lines += [f"| task | {' | '.join([*columns, 'licence'])} |", "|---" * (len(columns) + 2) + "|"]
     for task in tasks:

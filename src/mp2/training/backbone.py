@@ -25,7 +25,7 @@ from mp2.data.batch import collate
 from mp2.data.encode import Encoded, Window
 from mp2.errors import ConfigError, DataError
 from mp2.model.backbone import Backbone, load_tokenizer
-from mp2.model.checkpoint import Base, save_encoder
+from mp2.model.checkpoint import Base, read_json, save_encoder
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.spans import row_losses
 from mp2.runtime import one_after_the_other, rank_and_world, whole_folder, write_json, write_whole
@@ -317,15 +317,23 @@ def prepare_text(
         The corpus, its tokenizer and ``(V, H)`` embeddings.
 
     Raises:
-        ConfigError: The folder's embeddings are of another width.
+        ConfigError: The folder's tokenizer was made from other texts, its embeddings are of another width.
         DataError: There are no text files, and the folder holds no token files.
     """
     tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
+    sizes = [[path.name, path.stat().st_size] for path in texts if path.exists()]
+    source = {"texts": sizes, "vocabulary": vocabulary}
+    made_from = tokenizer_folder / "made-from.json"
     if texts and not (tokenizer_folder / "tokenizer.json").exists():
         documents = chain.from_iterable(read_texts(path) for path in texts)
         tokenizer = train_tokenizer(documents, vocab_size=vocabulary)
         with whole_folder(tokenizer_folder, replace=True, kind="tokenizer.json") as aside:
             tokenizer.save_pretrained(str(aside))
+            write_json(aside / made_from.name, source)
+    elif texts and made_from.exists() and read_json(made_from) != source:
+        raise ConfigError(
+            f"{tokenizer_folder}: made from other texts or for another vocabulary; choose another folder"
+        )
     if not texts:
         Corpus.open(folder / "corpus")  # the tokenizer is absent where it is: say that there is no text
     tokenizer = load_tokenizer(tokenizer_folder)

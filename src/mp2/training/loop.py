@@ -63,6 +63,10 @@ class Group:
     lr: float
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ConfigError(f"learning rate of {self.name}: expected a number of at least 0, got {self.lr}")
+
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
@@ -101,6 +105,8 @@ class LoopConfig:
             raise ConfigError(
                 f"steps and accumulate: expected at least 1, got {self.steps}, {self.accumulate}"
             )
+        if not 0 <= self.minutes < math.inf:
+            raise ConfigError(f"minutes: expected a number of at least 0, got {self.minutes}")
 
 
 @dataclass(slots=True)
@@ -183,9 +189,10 @@ class Trainer:
                 self.state.seconds = time.monotonic() - begin
                 out_of_time = self._report(progress)
                 last = self.state.step == self.config.steps
-                if self._due(self.config.eval_every) or (last and self.evaluate is not None):
+                ends = last or out_of_time  # what is written has a score of its own
+                if self._due(self.config.eval_every) or (ends and self.evaluate is not None):
                     self._evaluate(progress)
-                if self.folder is not None and (self._due(self.config.save_every) or last or out_of_time):
+                if self.folder is not None and (self._due(self.config.save_every) or ends):
                     self.save()
                 if out_of_time:
                     break

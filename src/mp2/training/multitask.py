@@ -158,7 +158,7 @@ class MultiTaskRun:
             "prompts": dict(self.bank.named_parameters()) if self.bank else {},
             "router": {"logits": self.router} if self.bank and self.bank.config.modules > 1 else {},
         }
-        groups = [Group(name, owned[name], lr) for name, lr in self.config.lr.items() if lr > 0]
+        groups = [Group(name, owned[name], lr) for name, lr in self.config.lr.items() if lr != 0]
         only_trainable(self.model, groups)
         if self.bank is not None:
             only_trainable(self.bank, groups)
@@ -319,7 +319,8 @@ def warm_up(
     run = MultiTaskRun(base, tasks, config)
     if config.position_heads:
         generator = torch.Generator().manual_seed(config.seed)
-        add_position_heads(base.backbone.whole[0], generator, first=base.tokenizer.cls_token_id)
+        add_position_heads(base.backbone.whole[0].cpu(), generator, first=base.tokenizer.cls_token_id)
+        base.backbone.to(base.device)
     progress = fit(run, folder)
     base.moved()
     facts = run.facts(progress) | {"tasks": run.names, "from": base.name}

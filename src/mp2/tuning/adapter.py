@@ -147,8 +147,13 @@ class Composed:
     answer_length: AnswerLength | None = None
 
 
-def compose(adapter: Adapter, base: Base) -> Composed:
-    """Mix the adapter's prompts once, for a base.
+def base_of(adapter: Adapter) -> str | None:
+    """The base an adapter names, when it is a folder that is there; else the shipped one."""
+    return adapter.base if Path(adapter.base).is_dir() else None
+
+
+def check_base(adapter: Adapter, base: Base) -> None:
+    """Refuse a base, or a bank of it, other than the adapter's own.
 
     Raises:
         CheckpointError: The adapter belongs to another base or bank.
@@ -158,16 +163,25 @@ def compose(adapter: Adapter, base: Base) -> Composed:
             f"adapter of task {adapter.task.name!r} belongs to base {adapter.base}"
             f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint})"
         )
+    if adapter.bank is not None and base.bank_fingerprint(adapter.bank) != adapter.bank_fingerprint:
+        raise CheckpointError(
+            f"adapter of task {adapter.task.name!r} belongs to bank {adapter.bank!r}"
+            f" ({adapter.bank_fingerprint}), not to this one ({base.bank_fingerprint(adapter.bank)})"
+        )
+
+
+def compose(adapter: Adapter, base: Base) -> Composed:
+    """Mix the adapter's prompts once, for a base.
+
+    Raises:
+        CheckpointError: The adapter belongs to another base or bank.
+    """
+    check_base(adapter, base)
     tensors = {key: value.to(base.device) for key, value in adapter.tensors.items()}
     head: SpanHead | ProbeHead = base.head
     prompts = tensors.get("prompts")
     if adapter.bank is not None:
         bank = base.bank(adapter.bank)
-        if base.bank_fingerprint(adapter.bank) != adapter.bank_fingerprint:
-            raise CheckpointError(
-                f"adapter of task {adapter.task.name!r} belongs to bank {adapter.bank!r}"
-                f" ({adapter.bank_fingerprint}), not to this one ({base.bank_fingerprint(adapter.bank)})"
-            )
         head = bank.head
         if "router" in tensors:
             with torch.no_grad():

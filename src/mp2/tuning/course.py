@@ -5,6 +5,7 @@ Decides nothing about how a stage finds its next moment (``gradient``, ``probing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,11 @@ def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, fl
     return metric, total / max(1, known)
 
 
+def merit(metric: float, loss: float) -> tuple[float, float]:
+    """What moments are compared by: the dev score, at ties the lower dev loss; NaN is the worst."""
+    return (metric, -loss) if math.isfinite(loss) else (-1.0, 0.0)
+
+
 class Best:
     """The best moment so far over all stages: higher dev score, at ties the lower dev loss.
 
@@ -92,7 +98,9 @@ class Best:
 
     def offer(self, state: TaskState, stage: int, score_: float, loss: float) -> bool:
         """Keep the state if it is better; says whether it was."""
-        key = (score_, 0.0 if self.released else -loss)
+        key = merit(score_, loss)
+        if self.released:
+            key = (key[0], 0.0)
         if key <= self.key and not (self.released and self.stage < 0):
             return False
         self.key = key

@@ -287,9 +287,12 @@ METHODS: dict[str, Method] = {
         ),
         _POLY,
         _POLY.router_only(),
-        Method("linear-probing", (Probe(),), about="a logistic classifier on frozen states"),
+        Method("linear-probing", (Probe(),), version=2, about="a logistic classifier on frozen states"),
         Method(
-            "setfit", (Contrastive(), Probe()), about="contrastive tuning of the encoder, then a classifier"
+            "setfit",
+            (Contrastive(), Probe()),
+            version=2,
+            about="contrastive tuning of the encoder, then a classifier",
         ),
     )
 }

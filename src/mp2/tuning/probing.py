@@ -58,7 +58,8 @@ def fit_probe(probe: ProbeHead, states: Tensor, labels: Tensor, strength: float)
         probe: The classifier, changed in place.
         states: ``(R, H)``.
         labels: ``(R,)``.
-        strength: Weight of the squared norm, in units of one row's loss; states are scaled to unit variance.
+        strength: Weight of the squared norm divided by H, beside the mean loss of a row; states are scaled to
+            unit variance.
     """
     states = states.double()  # bf16 products are too coarse for the line search
     mean, scale = states.mean(dim=0), states.std(dim=0, correction=0).clamp_min(1e-6)
@@ -69,8 +70,9 @@ def fit_probe(probe: ProbeHead, states: Tensor, labels: Tensor, strength: float)
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(scaled @ weight.T + bias, labels)
-        (loss + strength * weight.square().sum() / weight.shape[1]).backward()  # type: ignore[no-untyped-call]
+        penalty = strength * weight.square().sum() / weight.shape[1]
+        loss = F.cross_entropy(scaled @ weight.T + bias, labels) + penalty
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():

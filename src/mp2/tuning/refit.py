@@ -15,6 +15,7 @@ from mp2.model.checkpoint import Base
 from mp2.runtime import Precision
 from mp2.tasks.render import MRCExample
 from mp2.tuning.adapter import Adapter
+from mp2.tuning.course import merit
 from mp2.tuning.methods import Method
 from mp2.tuning.stages import Gradient
 from mp2.tuning.tune import tune
@@ -93,7 +94,7 @@ def kept_stages(method: Method, curve: Sequence[dict[str, float]]) -> tuple[Grad
     for index, stage in enumerate(method.stages):
         assert isinstance(stage, Gradient)
         so_far = [point for point in curve if point["stage"] <= index]
-        best = max(so_far, key=lambda point: (point["dev"], -point["dev_loss"]))
+        best = max(so_far, key=lambda point: merit(point["dev"], point["dev_loss"]))
         if best["stage"] == index:
             stages.append(replace(stage, steps=int(best["step"]), eval_every=0))
     return tuple(stages)

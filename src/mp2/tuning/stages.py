@@ -164,6 +164,10 @@ class Probe:
     strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     groups: tuple[GroupName, ...] = ("probe",)
 
+    def __post_init__(self) -> None:
+        if not self.strengths or not all(0 <= strength < math.inf for strength in self.strengths):
+            raise ConfigError(f"setting strengths: expected numbers of at least 0, got {self.strengths!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Contrastive:
