@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,23 @@ def test_validate_tries_the_rows(tmp_path: Path) -> None:
     result = call("validate", str(task), "--rows", str(rows))
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"{rows}:3: unknown label '下雨'" in result.stderr
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_standard_output_is_utf_8_and_may_be_full(full: bool) -> None:
+    device = Path("/dev/full")
+    if full and not device.is_char_device():
+        pytest.skip("needs a device that is full")
+    with device.open("wb") if full else nullcontext(subprocess.PIPE) as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "mp2.cli.main", "tasks", "show", "chnsent"],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            check=False,
+        )
+    if full:
+        assert done.returncode == 2 and b"standard output cannot be written" in done.stderr
+        assert b"Traceback" not in done.stderr
+    else:
+        assert done.returncode == 0 and "情感" in done.stdout.decode("utf-8")

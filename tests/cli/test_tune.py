@@ -188,8 +188,16 @@ def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) ->
         (GOOD.replace("text,label", "words,mood"), "words"),
         (GOOD + "只有一行,怪评\n", "怪评"),
         (GOOD + " ,好评\n", "shots.csv:14: its text is empty"),
+        ("text1,text2,label\n早,早,1\n晚,,0\n", "shots.csv:3: its text is empty"),
     ],
-    ids=["empty file", "wrong encoding", "columns without meaning", "label with one example", "no text"],
+    ids=[
+        "empty file",
+        "wrong encoding",
+        "columns without meaning",
+        "label with one example",
+        "no text",
+        "half a pair",
+    ],
 )
 def test_mistakes_are_told_and_nothing_is_written(
     base: Base, tmp_path: Path, text: str | bytes, message: str
@@ -222,6 +230,13 @@ def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
     result = run("predict", tmp_path / "a", "--input", file, "--output", file, "--model", base.path)
     assert isinstance(result.exception, ConfigError) and "is the file of the rows" in str(result.exception)
     assert file.read_text(encoding="utf-8") == "text\n服务很好\n"
+
+
+def test_texts_that_are_not_read_to_their_end_are_counted(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, GOOD + f"{'很' * 2000},好评\n")
+    assert result.exit_code == 0 and "1 of 13 texts are longer than what is read (" in result.stderr
+    asked = run("predict", tmp_path / "a", "好" * 2000, "太差", "--model", base.path)
+    assert "1 of 2 texts are longer" in asked.stderr and len(asked.stdout.splitlines()) == 2
 
 
 def test_a_search_within_the_folder_of_the_adapter_is_refused_at_once(base: Base, tmp_path: Path) -> None:

@@ -172,6 +172,29 @@ def test_lists_by_position(tmp_path: Path) -> None:
     assert found[0] == {"document": "男：早。 女：早。", "question": "谁？", "options": ["甲", "乙"]}
 
 
+def test_of_several_sheets_the_one_with_cells_is_read_and_of_two_none(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    second = book.create_sheet("词")
+    for cells in (["名"], ["晴"]):
+        second.append(cells)
+    book.save(tmp_path / "a.xlsx")
+    assert rows(tmp_path / "a.xlsx", format="xlsx") == [{"名": "晴"}]
+    book.active["A1"] = "名"
+    book.save(tmp_path / "b.xlsx")
+    with pytest.raises(DataError, match=r"b\.xlsx: 2 sheets have cells, 'Sheet', '词'; keep one"):
+        rows(tmp_path / "b.xlsx", format="xlsx")
+    assert rows(tmp_path / "b.xlsx", format="xlsx", sheet="词") == [{"名": "晴"}]
+
+
+@pytest.mark.parametrize("format_", ["csv", "tsv"])
+def test_a_blank_line_is_a_row_of_one_column_alone(tmp_path: Path, format_: str) -> None:
+    path = write(tmp_path, "\ntext\n晴\n\n雨\n\n")
+    assert rows(path, format=format_) == [{"text": "晴"}, {"text": ""}, {"text": "雨"}]
+    assert lines(path, format=format_) == [3, 4, 5]
+    cells = "text,label\n晴,0\n\n雨,1\n".replace(",", "\t" if format_ == "tsv" else ",")
+    assert lines(write(tmp_path, cells), format=format_) == [2, 4]
+
+
 def test_reviews(tmp_path: Path) -> None:
     first = '\ufeff<review id="0">\r\n\r\n好 & 便宜 <3\r\n第二行\r\n</review>\r\n'
     path = write(tmp_path, first + '<review id="1"  label="0">差</review>\n')
@@ -183,10 +206,16 @@ def test_reviews(tmp_path: Path) -> None:
 
 def test_xlsx(tmp_path: Path) -> None:
     book = openpyxl.Workbook()
-    for cells in (["名", "值"], ["晴", 1.0], [None, None], ["雨", None]):
+    for cells in ([None], ["名", "值"], ["晴", 1.0], [None, None], ["雨", None], [None, " "]):
         book.active.append(cells)
     book.save(tmp_path / "map.xlsx")
-    assert rows(tmp_path / "map.xlsx", format="xlsx") == [{"名": "晴", "值": "1"}, {"名": "雨", "值": ""}]
+    assert rows(tmp_path / "map.xlsx", format="xlsx") == [
+        {"名": "晴", "值": "1"},
+        {"名": "", "值": ""},
+        {"名": "雨", "值": ""},
+    ]
+    book.active.delete_rows(1)
+    book.active.delete_rows(3)
     bold = openpyxl.styles.Font(bold=True)
     book.active["C1"].font = book.active["E3"].font = bold  # formatted and empty: no columns
     book.save(tmp_path / "map.xlsx")

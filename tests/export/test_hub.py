@@ -32,9 +32,11 @@ def test_an_adapter_goes_to_a_hub_and_comes_back(base: Base, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="did not take it"):  # nobody listens there any more
         push_to_hub(tmp_path / "reviews", "anna/reviews", token="hf_test", endpoint=address)
     assert back.task == REVIEWS and torch.equal(back.tensors["router"], made.tensors["router"])
-    card = ModelCard.load(tmp_path / "reviews" / "README.md")
+    assert not (tmp_path / "reviews" / "README.md").exists()  # the user's folder stays as it was
+    card = ModelCard.load(tmp_path / "hub" / "anna" / "reviews" / "README.md")
     assert card.data.language == "zh" and card.data.library_name == "mp2"
     assert f'Predictor("{base.name}")' in card.text
+    assert 'adapter_from_pretrained("anna/reviews")' in card.text
     assert "0.750 of 8" in card.text and "好，坏，一般" in card.text and base.fingerprint in card.text
 
 
@@ -45,7 +47,8 @@ def test_a_base_in_the_hubs_layout_is_loaded_by_name(base: Base, tmp_path: Path)
         push_to_hub(copy, "anna/micro", token="hf_test", endpoint=address)
         back = base_from_pretrained("anna/micro", cache=tmp_path / "cache", endpoint=address)
     assert back.fingerprint == base.fingerprint and back.banks == base.banks
-    assert "deep, shallow" in (copy / "README.md").read_text(encoding="utf-8")
+    sent = (tmp_path / "hub" / "anna" / "micro" / "README.md").read_text(encoding="utf-8")
+    assert "deep, shallow" in sent and 'base_from_pretrained("anna/micro")' in sent
     predictor = Predictor(back)
     predictor.add("reviews", adapter(base, REVIEWS, 1))
     assert predictor.predict([("reviews", "好")])[0].answer.text in REVIEWS.labels
@@ -55,4 +58,4 @@ def test_a_local_folder_is_its_own_answer(base: Base, tmp_path: Path) -> None:
     adapter(base, REVIEWS, 1).save(tmp_path / "reviews")
     assert adapter_from_pretrained(str(tmp_path / "reviews")).task == REVIEWS
     with pytest.raises(CheckpointError, match="neither an adapter"):
-        model_card(tmp_path)
+        model_card(tmp_path, "anna/reviews")

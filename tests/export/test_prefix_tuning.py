@@ -22,7 +22,9 @@ transformers = pytest.importorskip("transformers")
 def test_peft_computes_the_same_hidden_states(base: Base, tmp_path: Path, kind: str) -> None:
     made = adapter(base, REVIEWS, 3, kind)
     export_peft(made, base, tmp_path / "peft")
-    encoder = transformers.AutoModel.from_pretrained(str(Path(base.path) / "encoder"), dtype=torch.float32)
+    encoder = transformers.AutoModel.from_pretrained(
+        peft.PeftConfig.from_pretrained(str(tmp_path / "peft")).base_model_name_or_path, dtype=torch.float32
+    )
     model = peft.PeftModel.from_pretrained(encoder, str(tmp_path / "peft")).eval()
 
     composed = compose(made, base)

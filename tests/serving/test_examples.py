@@ -2,19 +2,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from mp2.data.encode import Encoder
 from mp2.serving.examples import Checked, check, split, summary
+from tests.micro import micro_tokenizer
 
 CSV = "text,label\n" + "".join(f"味道{n}很好,好\n服务{n}不好,坏\n" for n in range(6))
+
+
+@cache
+def encoder() -> Encoder:
+    with TemporaryDirectory() as folder:
+        return Encoder(micro_tokenizer(Path(folder)), 128)
 
 
 def look(
     content: str = "", format_: str = "csv", rows: Any = None, task_file: str | None = None, most: int = 100
 ) -> tuple[Checked, Mapping[str, Any]]:
-    checked = check("t", rows, (format_, content) if content else None, task_file, most=most, window=128)
+    checked = check(
+        "t", rows, (format_, content) if content else None, task_file, most=most, encoder=encoder()
+    )
     return checked, summary(checked, 0.25, 42)
 
 
@@ -98,12 +111,12 @@ def test_more_labels_than_a_prompt_can_hold_are_refused() -> None:
 
 def test_a_task_file_may_come_along() -> None:
     task_file = (
-        "name: other\nfamily: classification\nlabels: [甲, 乙]\ncoding: {'1': 甲, '2': 乙}\nlabel: y\n"
+        "name: other\nfamily: classification\nlabels: [好, 坏]\ncoding: {'1': 好, '2': 坏}\nlabel: y\n"
     )
     rows = [{"text": f"话{n}", "y": str(n % 2 + 1)} for n in range(8)]
     checked, report = look(rows=rows, task_file=task_file)
     assert report["usable"] and checked.task is not None and checked.task.name == "t"
-    assert [item["label"] for item in report["labels"]] == ["甲", "乙"]
+    assert [item["label"] for item in report["labels"]] == ["好", "坏"]
     _, bad = look(rows=rows, task_file=task_file.replace("family", "famly"))
     assert "task file:2" in bad["problems"][0]["message"]
 
@@ -130,3 +143,19 @@ def test_nothing_is_held_back_where_a_label_has_too_few() -> None:
     parts = split(enough.examples, 0.5, 1)
     seen = {id(e) for e in [*parts.train, *parts.dev]}
     assert len(parts.held_back) == 6 and not seen & {id(e) for e in parts.held_back}
+
+
+def test_what_the_model_cannot_read_is_told_before_it_is_tuned() -> None:
+    _, report = look("text,label\n" + "很好,Good\n太差,good\n" * 6)
+    assert not report["usable"] and "the labels 'Good' and 'good'" in report["problems"][0]["message"]
+    rows = [{"sentence": f"我去了{n}", "target": "我"} for n in range(8)]
+    rows[5]["sentence"] = "我" + "很长" * 5000
+    _, report = look(rows=rows)
+    assert [problem["row"] for problem in report["problems"]] == [6]
+    assert "row 6: the text needs" in report["problems"][0]["message"]
+
+
+def test_messages_name_lines_of_the_upload_and_no_file() -> None:
+    for content, format_ in (("[]", "json"), ("text,label\n", "csv")):
+        (problem,) = look(content, format_)[1]["problems"]
+        assert problem["message"].startswith("the upload")

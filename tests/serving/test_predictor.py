@@ -166,11 +166,16 @@ def test_a_row_that_does_not_fit_leaves_the_others_their_answers(base: Base, tmp
         predictor.predict([("reviews", "好"), ("reviews", {"wrong": "好"})])
 
 
-def test_an_empty_text_has_no_answer(base: Base) -> None:
+def test_an_empty_text_has_no_span_and_no_label(base: Base) -> None:
     predictor = Predictor(base)
     predictor.add("targets", adapter(base, TARGETS, 1))
-    predictor.add("reviews", adapter(base, REVIEWS, 2))
-    for rows in ([("targets", "")], [("targets", ""), ("targets", "上海的店"), ("reviews", "")]):
+    for name, task in (("reviews", REVIEWS), ("pairs", PAIRS)):
+        predictor.add(name, adapter(base, task, 2))
+    half = dict.fromkeys(PAIRS.template_fields, "好") | {PAIRS.template_fields[0]: " "}
+    refused = predictor.answer([("reviews", " "), ("pairs", half), ("reviews", "好")])
+    assert [type(answer) for answer in refused] == [TaskError, TaskError, Prediction]
+    assert "the text is empty" in str(refused[0])
+    for rows in ([("targets", "")], [("targets", ""), ("targets", "上海的店"), ("reviews", "好")]):
         found = predictor.predict(rows)
         assert (found[0].answer.text, found[0].answer.span, found[0].answer.probability) == ("", None, 0.0)
 

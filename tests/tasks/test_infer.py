@@ -44,6 +44,24 @@ CASES: list[tuple[Rows, str, dict[str, Any]]] = [
         {"options": ("option_a", "option_b"), "label": "answer"},
     ),
     (
+        [
+            {"question": "谁？", "option1": "甲", "option2": "乙", "label": "1"},
+            {"question": "谁？", **{f"option{n}": str(n * 11) for n in range(1, 11)}, "label": "10"},
+        ],
+        "choice",
+        {"options": tuple(f"option{n}" for n in range(1, 11))},  # those of all rows
+    ),
+    (
+        rows("sentence,target,answer_start", ("甲和甲", "甲", "2")),
+        "extraction",
+        {"answer_start": "answer_start"},
+    ),
+    (
+        rows("text,label", ("a", "满意"), ("b", "好评"), ("c", "差评"), ("d", "一般")),
+        "classification",
+        {"labels": ("一般", "好评", "差评", "满意")},  # none of them is merged with another
+    ),
+    (
         rows("context,question,options,label", ("文", "谁？", ["甲", "乙"], 1)),
         "choice",
         {"options": "options"},
@@ -93,6 +111,11 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
             "column 'label': numbers from 1 to 2, and an index counts from 0; write letters",
         ),
         (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
+        (
+            rows("text,target,label", ("a", "b", "好")),
+            "columns 'target' and 'label': a label of the text would leave 'target' out",
+        ),
+        (rows("premise,hypothesis,label", ("a", "b", "0"), ("a", "c", "1")), "numbers as labels"),
         (rows("text,label", ("a", "x" * 50), ("b", "y")), "looks like a text, not like a label"),
     ],
 )

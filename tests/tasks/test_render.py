@@ -69,6 +69,35 @@ def test_a_number_is_the_text_of_an_option_or_that_of_its_column_or_an_index() -
             render(numbered, row | {"label": label})
 
 
+def test_a_letter_or_number_names_a_column_wherever_it_stands() -> None:
+    texts = {
+        "option_d": "电",
+        "option_b": "桌",
+        "option_a": "苹",
+        "D": "乙",
+        "A": "甲",
+        "option1": "二",
+        "option0": "一",
+    }
+    for columns, label, right in (
+        (("option_d", "option_b", "option_a"), "a", "苹"),
+        (("D", "A"), "D", "乙"),
+        (("option1", "option0"), "0", "一"),
+        (("option1", "option0"), "A", "一"),
+    ):
+        choice = task(family="choice", template="{q}", options=columns)
+        assert render(choice, {"q": "", "label": label} | texts).gold_texts == (right,)
+    choice = task(family="choice", template="{q}", options=("option_a", "option_b", "option_d"))
+    with pytest.raises(TaskError, match="'C' is none of the 3 options"):
+        render(choice, {"q": "", "label": "C"} | texts)
+
+
+def test_a_blank_answer_is_none() -> None:
+    row = {"context": "雨， 又是雨。", "question": "天气？", "answer": " ", "start": None}
+    with pytest.raises(TaskError, match="no answer given"):
+        render(READING, row)
+
+
 def test_the_answer_is_taken_at_its_offset_and_else_searched() -> None:
     row = {"context": "雨，又是雨。", "question": "天气？", "answer": "雨", "start": 4}
     assert render(READING, row).spans == ((4, 5),)

@@ -13,7 +13,7 @@ from mp2.cli.main import app
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.errors import ConfigError
 from mp2.model.checkpoint import Base
-from mp2.model.low_rank import SkillsConfig, load_skills
+from mp2.model.low_rank import SkillsConfig, check_skills, load_skills
 from mp2.training.loop import LoopConfig
 from mp2.training.poly import RUN, PolyRun, pretrain_poly
 from mp2.tuning.methods import get_method
@@ -96,3 +96,12 @@ def test_a_task_starts_from_it(base: Base, tasks: dict[str, PreparedTask], tmp_p
     review = review_task()
     adapter = tune(base, review, *review_rows(review), method)
     assert adapter.facts["tuned_parameters"] == 6 * 3 + 6 * 2 * 3 * 32 * 2 + 2 * 32 + 2
+
+
+def test_shapes_that_cannot_be_are_refused() -> None:
+    for shape in ({"skills": 0}, {"splits": 0}, {"rank": -1}):
+        with pytest.raises(ConfigError, match="expected at least 1, got"):
+            SkillsConfig(**shape)
+    check_skills(SkillsConfig(splits=4), 32)
+    with pytest.raises(ConfigError, match="expected a divisor of the encoder's width 32, got 5"):
+        check_skills(SkillsConfig(splits=5), 32)

@@ -5,7 +5,10 @@ Heavy imports live inside the commands, so that ``mp2 --help`` is quick.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -43,10 +46,20 @@ app.command()(inspect.inspect)
 
 def run() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8")  # whatever the locale says: texts are Chinese
     try:
         app()
+        sys.stdout.flush()
     except Mp2Error as error:
         print(f"mp2: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise  # those of files have their own messages, this is standard output's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
+        print(f"mp2: error: standard output cannot be written: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -45,7 +45,7 @@ def pretrain_poly(
     """Pre-train Poly's skills and routers on many tasks with the encoder frozen (extra ``baselines``)."""
     from mp2.data.prepare import prepare_suites
     from mp2.model.checkpoint import load_base
-    from mp2.model.low_rank import SkillsConfig
+    from mp2.model.low_rank import SkillsConfig, check_skills
     from mp2.runtime import check_room, default_device
     from mp2.training.poly import RUN
     from mp2.training.poly import pretrain_poly as run
@@ -53,8 +53,10 @@ def pretrain_poly(
     check_room(out)
     loop = cosine(steps, save_every=save_every, eval_every=eval_every, minutes=minutes, precision=precision)
     config = replace(RUN, rows=rows, loop=loop, seed=seed)
+    shape = SkillsConfig(skills, splits, rank)
     loaded = load_base(base, default_device())
+    check_skills(shape, loaded.backbone.hidden_size)
     tasks = prepare_suites(suite, root, loaded.encoder(), cache, splits=("train", "dev"))
-    trained = run(loaded, tasks, config, SkillsConfig(skills, splits, rank), out)
+    trained = run(loaded, tasks, config, shape, out)
     score = trained.facts["dev"].get("score", float("nan"))
     print(f"poly: dev {score:.4f} after {trained.facts['steps']} steps; {out / 'bank'}", file=sys.stderr)

@@ -45,7 +45,7 @@ def pretrain_backbone(
     ] = None,
     steps: Steps = 10_000,
     mixture: Annotated[str, typer.Option(help="Objectives and shares: mlm=0.6,cloze=0.4.")] = "mlm=1",
-    layers: Annotated[int, typer.Option(help="Layers of the encoder.")] = 4,
+    layers: Annotated[int, typer.Option(help="Layers of the encoder.", min=1)] = 4,
     hidden: Annotated[int, typer.Option(help="Hidden size.")] = 256,
     heads: Annotated[
         int, typer.Option(help="Attention heads, each of an equal part of the hidden size.", min=1)
@@ -155,7 +155,6 @@ def warm_up(
 
     check_room(out)
     base = load_base(encoder, default_device())
-    tasks = prepare_suites(suite, root, base.encoder(), cache, splits=("train", "dev"))
     loop = cosine(
         steps,
         min(200, steps // 10),
@@ -186,6 +185,7 @@ def warm_up(
         loop=loop,
         seed=seed,
     )
+    tasks = prepare_suites(suite, root, base.encoder(), cache, splits=("train", "dev"))
     progress = run(base, tasks, config, out)
     # the last, as the weights that were written are, not the best
     score = progress.curve[-1]["score"] if progress.curve else float("nan")
@@ -257,7 +257,6 @@ def pretrain(
     elif injection is None:
         injection = "prefix" if depth == "deep" else "add"
     reserve = length if injection == "add" else 0
-    tasks = prepare_suites(suite, root, loaded.encoder(reserve), cache, splits=("train", "dev"))
     loop = cosine(
         steps,
         accumulate=accumulate,
@@ -284,6 +283,7 @@ def pretrain(
         loop=loop,
         seed=seed,
     )
+    tasks = prepare_suites(suite, root, loaded.encoder(reserve), cache, splits=("train", "dev"))
     bank = pretrain_prompts(loaded, tasks, config, out, start=continued)
     score = bank.facts["dev"].get("score", float("nan"))
     _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")

@@ -12,6 +12,10 @@ import typer
 from mp2.cli.options import Json, Model, Precision, Refit, Seed, pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mp2.model.checkpoint import Base
+    from mp2.tasks.render import MRCExample
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
 
@@ -76,6 +80,7 @@ def tune(
     else:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
     base = load_base(model, default_device())
+    _tell_cut(base, [*examples, *dev_examples])
     if not json_:
         _say(
             f"task {spec.name}: {spec.family}, {_kind(spec)};"
@@ -179,6 +184,7 @@ def predict(
     predictor.add("task", loaded)
     with autocast(predictor.base.device, precision):
         found = predictor.predict([("task", row) for row in rows], [where for where, _ in located])
+    _tell_cut(predictor.base, [prediction.example for prediction in found])
     lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in found]
     if output is not None:
         write_whole(output, "\n".join(lines) + "\n")
@@ -188,6 +194,15 @@ def predict(
     else:
         for row, prediction in zip(rows, found, strict=True):
             print(f"{prediction.answer.text or '(no answer)'}\t{prediction.answer.probability:.3f}\t{row}")
+
+
+def _tell_cut(base: Base, examples: Sequence[MRCExample]) -> None:
+    """Say how many texts are not read to their end."""
+    encoder = base.encoder()
+    if cut := sum(row.cut for row in encoder(examples)):
+        _say(
+            f"{cut} of {len(examples)} texts are longer than what is read ({encoder.room} tokens) and are cut"
+        )
 
 
 def _kind(spec: TaskSpec) -> str:

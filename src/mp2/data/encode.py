@@ -46,11 +46,19 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row: its windows, how many options it has (0 for span tasks) and the right one, if known."""
+    """One row.
+
+    Attributes:
+        windows: Its windows.
+        n_options: How many options it has; 0 for span tasks.
+        answer: The right option, if known.
+        cut: Whether the end of a text was left out to make room (not kept with prepared data).
+    """
 
     windows: tuple[Window, ...]
     n_options: int = 0
     answer: int | None = None
+    cut: bool = field(default=False, compare=False)
 
 
 class Encoder:
@@ -150,17 +158,19 @@ class Encoder:
                 f"the option {max(example.options, key=len)!r} needs {longest} tokens, but the model's"
                 f" window of {self.room} has {max(room, 0)} left beside the question{_beginning(example)}"
             )
-        windows = []
+        windows, cut = [], False
         for group in _spread([len(option) + len(self._comma) for option in options], room):
             used = sum(len(options[index]) + len(self._comma) for index in group)
-            ids = [self._cls, *(t for _, piece in _shorten(pieces, self.room - 1 - used) for t in piece)]
+            shown = [t for _, piece in _shorten(pieces, self.room - 1 - used) for t in piece]
+            cut = cut or len(shown) < fixed - 1 + wanted
+            ids = [self._cls, *shown]
             spans, gold = [], None
             for index in group:
                 spans.append((index, len(ids), len(ids) + len(options[index]) - 1))
                 gold = spans[-1][1:] if index == example.answer else gold
                 ids += [*options[index], *self._comma]
             windows.append(Window(ids, options=spans, gold=gold))
-        return Encoded(tuple(windows), len(options), example.answer)
+        return Encoded(tuple(windows), len(options), example.answer, cut)
 
     def _encode_spans(
         self, example: MRCExample, pieces: list[tuple[str, Tokens]], offsets: list[Span]
@@ -185,7 +195,7 @@ class Encoder:
             self._span_window(pieces, context, offsets, start, min(start + room, len(context)), gold, example)
             for start in starts[: self.max_windows]
         ]
-        return Encoded(tuple(windows))
+        return Encoded(tuple(windows), cut=len(starts) > self.max_windows)
 
     def _span_window(
         self,

@@ -23,6 +23,7 @@ from mp2.tasks.source import FileSource
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Where, Row]]
+Cells = tuple[Where, list[str], bool]  # of one record, and whether its line has an end
 OnBad = Callable[[DataError], None]
 OnLeftOut = Callable[[str, Where], None]
 Reader = Callable[[Path, FileSource, OnBad], Rows]
@@ -134,24 +135,29 @@ def _check_header(path: Path, row: Row) -> None:
 
 def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
     """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
+    yield from _table(_csv_records(path, source, bad), source, bad)
+
+
+def _table(records: Iterable[Cells], source: FileSource, bad: OnBad) -> Rows:
+    """Records under a header. Empty ones are rows within the table, and none below it."""
     header = list(source.columns)
-    empty: list[tuple[Where, list[str], bool]] = []
-    for record in _csv_records(path, source, bad):
-        where, cells, _ = record
+    empty: list[tuple[Where, list[str]]] = []
+    for where, cells, ended in records:
         if not any(cell.strip() for cell in cells):
-            empty.append(record)  # no row below the table, where a spreadsheet leaves commas; a row within it
-            continue
-        if not header:
+            empty.append((where, cells or [""]))
+        elif not header:
             header, empty = _header(where, cells), []
-            continue
-        for place, found, ended in (*empty, record):
-            if row := _row(place, header, found, bad, ended):
-                yield place, row
-        empty.clear()
+        else:
+            for place, blank in empty:
+                if len(blank) == len(header):  # a line without a delimiter is a row of one column alone
+                    yield place, dict(zip(header, blank, strict=True))
+            empty.clear()
+            if row := _row(where, header, cells, bad, ended):
+                yield where, row
 
 
-def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[Where, list[str], bool]]:
-    """Cells of each record, and whether its line has an end.
+def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[Cells]:
+    """Cells of each record, none of a blank line, and whether its line has an end.
 
     A quote that is never closed, or not where a cell ends, ends the file, since it would swallow rows.
     """
@@ -161,10 +167,9 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
 
     def lines() -> Iterator[str]:
         for where, line in read_lines(path, source.encoding, source.member):
-            if raw or line.strip():
-                places.append(where)
-                raw.append(line)
-                yield line
+            places.append(where)
+            raw.append(line if raw or line.strip() else "\n")
+            yield raw[-1]
 
     table = csv.reader(lines(), delimiter=delimiter)
     while True:
@@ -181,12 +186,13 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[tuple[W
                 most = f"a cell has more than {csv.field_size_limit():,} characters"
                 raise DataError(f"{places[0]}: a quote that opens here is not closed, or {most}") from error
             bad(DataError(f"{places[0]}: not a row of CSV: {error}"))
-            cells = []
+            raw.clear()
+            places.clear()
+            continue
         whole = len(raw) == 1 and raw[0].endswith("\n")
         if not whole and (wrong := _wrong_quote(raw, delimiter)):
             raise DataError(f"{places[0]}: {wrong}")
-        if cells:
-            yield places[0], cells, raw[-1].endswith("\n")
+        yield places[0], cells, raw[-1].endswith("\n")
         raw.clear()
         places.clear()
 
@@ -206,18 +212,18 @@ def _wrong_quote(lines: list[str], delimiter: str) -> str:
 
 
 def _tsv(path: Path, source: FileSource, bad: OnBad) -> Rows:
-    """Tables with one line per row and no quotes; blank lines are skipped."""
+    """Tables with one line per row and no quotes."""
     delimiter = source.delimiter or "\t"
-    header = list(source.columns)
-    for where, whole in read_lines(path, source.encoding, source.member):
-        line = whole.rstrip("\r\n")
-        if not line.strip():
-            continue
-        cells = line.split(delimiter, len(header) - 1) if source.rest and header else line.split(delimiter)
-        if not header:
-            header = _header(where, cells)
-        elif row := _row(where, header, cells, bad, whole.endswith("\n")):
-            yield where, row
+
+    def records() -> Iterator[Cells]:
+        width = len(source.columns)
+        for where, whole in read_lines(path, source.encoding, source.member):
+            line = whole.rstrip("\r\n")
+            cells = line.split(delimiter, width - 1) if source.rest and width else line.split(delimiter)
+            width = width or (len(cells) if line.strip() else 0)
+            yield where, cells if line.strip() or delimiter in line else [], whole.endswith("\n")
+
+    yield from _table(records(), source, bad)
 
 
 def _header(where: Where, cells: list[str]) -> list[str]:
@@ -313,22 +319,38 @@ def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
     try:
         if source.sheet is not None and source.sheet not in book.sheetnames:
             raise DataError(f"{path}: no sheet {source.sheet!r}; {nearest(source.sheet, book.sheetnames)}")
-        sheet = book[source.sheet or book.sheetnames[0]]
-        header = list(source.columns)
-        sheet.reset_dimensions()  # what a workbook says of its size is wrong in some, and lacks in others
-        for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
-            cells = [_cell(value) for value in values]
-            where = Where(path, number)
-            if not any(cells):
-                continue
-            while len(cells) > len(header) and not cells[-1].strip():
-                cells.pop()  # right of the table: formatted, and empty
-            if not header:
-                header = _header(where, cells)
-            elif row := _row(where, header, cells + [""] * (len(header) - len(cells)), bad):
-                yield where, row
+        sheet = book[source.sheet or _only_sheet(path, book)]
+        yield from _table(_sheet(path, sheet, len(source.columns)), source, bad)
     finally:
         book.close()
+
+
+def _only_sheet(path: Path, book: Any) -> str:
+    """The sheet of a workbook that has cells.
+
+    Raises:
+        DataError: Several have.
+    """
+    names = list(map(str, book.sheetnames))
+    if len(names) > 1:
+        names = [
+            name for name in names if any(any(cells) for _, cells, _ in _sheet(path, book[name]))
+        ] or names[:1]
+    if len(names) > 1:
+        listed = ", ".join(map(repr, names))
+        raise DataError(f"{path}: {len(names)} sheets have cells, {listed}; keep one, or make each a file")
+    return names[0]
+
+
+def _sheet(path: Path, sheet: Any, width: int = 0) -> Iterator[Cells]:
+    """Records as wide as the first, or as said: what is right of the table is formatted, and empty."""
+    sheet.reset_dimensions()  # what a workbook says of its size is wrong in some, and lacks in others
+    for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
+        cells = [_cell(value) for value in values]
+        while len(cells) > width and not cells[-1].strip():
+            cells.pop()
+        width = width or len(cells)
+        yield Where(path, number), cells + [""] * (width - len(cells)), True
 
 
 def _cell(value: Any) -> str:

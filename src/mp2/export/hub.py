@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from mp2.errors import CheckpointError, first_line
 from mp2.model.backbone import folder_of
 from mp2.model.checkpoint import Base, load_base, read_json
-from mp2.runtime import whole_folder, write_whole
+from mp2.runtime import whole_folder
 from mp2.tuning.adapter import Adapter, load_adapter
 
 SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
@@ -36,7 +36,7 @@ from mp2.export.hub import adapter_from_pretrained
 from mp2.serving.predictor import Predictor
 
 predictor = Predictor("{base}")  # or the folder where that base lies
-predictor.add("{name}", adapter_from_pretrained("REPOSITORY"))
+predictor.add("{name}", adapter_from_pretrained("{repository}"))
 print(predictor.predict([("{name}", "...")])[0].as_dict())
 ```
 
@@ -51,7 +51,7 @@ A frozen encoder with banks of modular prompts for mp2: {banks}.
 ```python
 from mp2.export.hub import base_from_pretrained
 
-base = base_from_pretrained("REPOSITORY")
+base = base_from_pretrained("{repository}")
 ```
 """
 
@@ -65,7 +65,7 @@ def push_to_hub(
     revision: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Upload an adapter or a base; writes its model card first where it has none.
+    """Upload an adapter or a base, with a model card where its folder has none.
 
     Args:
         folder: Folder of an adapter (``adapter.json``) or of a base (``mp2.json``).
@@ -81,14 +81,17 @@ def push_to_hub(
     Raises:
         CheckpointError: The folder is neither, or the hub refuses.
     """
-    card = folder / "README.md"
-    if not card.exists():
-        write_whole(card, model_card(folder))
+    files = {str(file.relative_to(folder)): file for form in SAFE for file in folder.rglob(form)}
+    operations = [
+        CommitOperationAdd(name, str(file)) for name, file in sorted(files.items()) if file.is_file()
+    ]
+    if "README.md" not in files:
+        operations.append(CommitOperationAdd("README.md", model_card(folder, repository).encode()))
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository, folder_path=str(folder), allow_patterns=list(SAFE), revision=revision
+        commit = api.create_commit(
+            repository, operations, commit_message="Upload with mp2", revision=revision
         )
     except Exception as error:  # the hub's library and the HTTP library below it raise their own kinds
         raise CheckpointError(f"{repository}: the hub did not take it: {first_line(error)}") from error
@@ -147,8 +150,12 @@ def base_from_pretrained(name: str, *, device: str = "cpu", **where: Any) -> Bas
     return load_base(fetch(name, **where), device)
 
 
-def model_card(folder: Path) -> str:
+def model_card(folder: Path, repository: str) -> str:
     """The model card of an adapter or a base, from what its files say.
+
+    Args:
+        folder: Folder of the adapter or the base.
+        repository: Where it will lie, ``user/name``.
 
     Raises:
         CheckpointError: The folder is neither.
@@ -156,9 +163,11 @@ def model_card(folder: Path) -> str:
     data = ModelCardData(language="zh", library_name="mp2", tags=["mp2", "few-shot", "soft-prompts"])
     if _is_base(folder):
         facts = read_json(folder / "mp2.json")
-        text = BASE.format(name=facts["name"], banks=", ".join(facts.get("banks") or ["no bank"]))
+        text = BASE.format(
+            name=facts["name"], banks=", ".join(facts.get("banks") or ["no bank"]), repository=repository
+        )
     else:
-        text = ADAPTER.format(**_facts(load_adapter(folder)))
+        text = ADAPTER.format(**_facts(load_adapter(folder)), repository=repository)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
 
 

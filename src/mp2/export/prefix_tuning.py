@@ -35,7 +35,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModel
 
-model = PeftModel.from_pretrained(AutoModel.from_pretrained("ENCODER"), "THIS FOLDER").eval()
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("{encoder}"), "THIS FOLDER").eval()
 positions = torch.arange(ids.shape[1])[None] - {length}
 hidden = model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
 ```
@@ -75,9 +75,10 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
     if "files" not in base.facts and is_cpt(base.path):
         raise ConfigError(f"PEFT would load {base.name} as BART, not as the encoder that was tuned")
     layers, length, hidden = composed.prompts.shape
+    encoder = Path(base.path) / "encoder" if "files" in base.facts else base.path
     config = PrefixTuningConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
-        base_model_name_or_path=str(base.path),
+        base_model_name_or_path=str(encoder),
         inference_mode=True,
         num_virtual_tokens=length,
         token_dim=hidden,
@@ -93,7 +94,7 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         save_file(head, aside / "head.safetensors")
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-        readme = README.format(**facts, length=length)
+        readme = README.format(**facts, encoder=encoder, length=length)
         if adapter.answer_length is not None:
             write_json(aside / "answer_length.json", asdict(adapter.answer_length))
             readme += LENGTH

@@ -224,6 +224,16 @@ def add_pairs(backbone: Backbone, pairs: dict[str, Tensor]) -> None:
         linear.weight += b @ a
 
 
+def check_skills(skills: SkillsConfig, hidden: int) -> None:
+    """Refuse parts of a projection that are not all of one size.
+
+    Raises:
+        ConfigError: H is no multiple of the splits.
+    """
+    if hidden % skills.splits:
+        raise ConfigError(f"splits: expected a divisor of the encoder's width {hidden}, got {skills.splits}")
+
+
 def _peft(skills: SkillsConfig | None, tasks: int) -> tuple[Any, Any]:
     try:
         from peft import LoraConfig, PolyConfig, inject_adapter_in_model

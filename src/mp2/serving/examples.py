@@ -7,20 +7,22 @@ the columns or from a task file that is sent along.
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mp2.data.encode import Encoded, Encoder
 from mp2.data.readers import read_table
 from mp2.errors import DataError, Mp2Error, TaskError
 from mp2.tasks.infer import dump_task, infer_task
-from mp2.tasks.render import MRCExample, render
+from mp2.tasks.render import MRCExample, blank, render
 from mp2.tasks.spec import TaskSpec, parse_task
 from mp2.tuning.rows import hold_out
 
@@ -83,7 +85,7 @@ def check(
     task_file: str | None,
     *,
     most: int,
-    window: int,
+    encoder: Encoder,
 ) -> Checked:
     """Parse and check examples.
 
@@ -93,7 +95,7 @@ def check(
         upload: ``(format, content)`` of an uploaded file, or None.
         task_file: Text of a task file, or None to infer the task from the columns.
         most: Rows an upload may have.
-        window: Tokens that the model sees at once.
+        encoder: What will read them.
     """
     checked = Checked()
     try:
@@ -105,22 +107,33 @@ def check(
         task = _task(name, [row for _, row in located], task_file)
         if len(task.labels) > MOST_LABELS:
             raise DataError(f"expected at most {MOST_LABELS} different labels, got {len(task.labels)}")
+        encoder.check_labels(task.labels)
         checked.task = task
     except (Mp2Error, RecursionError) as error:
         checked.problems.insert(0, Problem(str(error) or "nested too deeply"))
         return checked
+    cut = 0
     for number, row in located:
         try:
             example = render(checked.task, row, where=f"row {number}")
-            if example.blank:
+            if blank(checked.task, example):
                 raise TaskError(f"row {number}: its text is empty, and there is nothing to learn from it")
+            asked = replace(example, answer=None, spans=(), unanswerable=False)  # as held-back rows are read
+            cut += _encoded(encoder, asked, number).cut
         except TaskError as error:
             checked.problems.append(Problem(str(error), number))
         else:
             checked.rows.append(row)
             checked.examples.append(example)
-    _warn(checked, window)
+    _warn(checked, cut, encoder.room)
     return checked
+
+
+def _encoded(encoder: Encoder, example: MRCExample, number: int) -> Encoded:
+    try:
+        return encoder([example])[0]
+    except TaskError as error:
+        raise TaskError(f"row {number}: {error}") from error
 
 
 def split(examples: Sequence[MRCExample], held_back: float, seed: int) -> Split:
@@ -189,7 +202,9 @@ def _parse(format_: str, content: str, checked: Checked, most: int) -> list[tupl
         path.write_text(content if content.endswith("\n") else f"{content}\n", encoding="utf-8", newline="")
 
         def plain(error: DataError) -> str:
-            return str(error).replace(f"{path}:", "line ").replace(str(path), "the upload")
+            return re.sub(rf"{re.escape(str(path))}:(\d+)", r"line \1", str(error)).replace(
+                str(path), "the upload"
+            )
 
         located: list[tuple[int, Mapping[str, Any]]] = []
         try:
@@ -234,7 +249,7 @@ def _counts(examples: Sequence[MRCExample]) -> dict[str, int]:
     return {"": len(examples)} if examples else {}
 
 
-def _warn(checked: Checked, window: int) -> None:
+def _warn(checked: Checked, cut: int, window: int) -> None:
     task, examples = checked.task, checked.examples
     assert task is not None
 
@@ -261,11 +276,10 @@ def _warn(checked: Checked, window: int) -> None:
     contradicted = sum(len(found) > 1 for found in answers.values())
     if contradicted:
         warn("contradicted", "{count} texts stand there with different answers", count=contradicted)
-    long = sum(len(text) > window for text in texts)
-    if long and not task.spans_context:
+    if cut:
         warn(
             "long",
             "{count} texts are longer than the window of {window} tokens and are cut",
-            count=long,
+            count=cut,
             window=window,
         )

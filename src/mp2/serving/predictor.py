@@ -25,7 +25,7 @@ from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import MRCModel
 from mp2.serving.ready import Mixer, Ready, heads_of, make_ready, prompts_of, read_adapter
 from mp2.serving.store import Store
-from mp2.tasks.render import MRCExample, render
+from mp2.tasks.render import MRCExample, blank, render
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter, Composed
 
@@ -204,6 +204,8 @@ class Predictor:
             try:
                 where = f"task {ready.task.name!r}"  # a place among rows of many callers says nothing to one
                 example = render(ready.task, _as_row(ready.task, row), where=where, labelled=False)
+                if example.options and blank(ready.task, example):  # a span is answered: there is none
+                    raise TaskError(f"{where}: the text is empty, and there is nothing to answer")
                 rendered.setdefault(ready.reserve, []).append((place, example, ready))
             except TaskError as error:
                 results[place] = error

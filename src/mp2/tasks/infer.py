@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mp2.errors import TaskError
-from mp2.tasks.render import column_numbers, raw_label
+from mp2.tasks.render import column_marks, raw_label
 from mp2.tasks.spec import TaskSpec
 
 Rows = Sequence[Mapping[str, Any]]
@@ -65,13 +65,13 @@ def infer_task(rows: Rows, name: str) -> TaskSpec:
     """The task that the columns and labels of a table speak of.
 
     Args:
-        rows: Rows of the table, all with the same columns.
+        rows: Rows of the table; in JSON some may lack columns that others have.
         name: A name for the task, such as the file's stem; made a valid one.
 
     Raises:
         TaskError: The columns or the labels fit no task or leave a doubt; the message names them.
     """
-    columns = tuple(rows[0]) if rows else ()
+    columns = tuple(dict.fromkeys(chain.from_iterable(rows)))
     for infer in (_choice, _reading, _pair, _extraction, _classification):
         found = infer(rows, columns)
         if found is not None:
@@ -87,9 +87,8 @@ def infer_task(rows: Rows, name: str) -> TaskSpec:
 def _choice(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     options: Any = _find(columns, OPTIONS)
     if options is None:
-        options = tuple(
-            c for c in columns if re.fullmatch(r"(option|choice|选项)?[ _]?[a-h1-8]", c.strip().lower())
-        )
+        one = re.compile(r"(option|choice|选项)[ _]?([a-z]|\d+)|[a-h1-8]", re.IGNORECASE)
+        options = tuple(column for column in columns if one.fullmatch(column.strip()))
     question, label = _find(columns, QUESTIONS), _find(columns, (*LABELS, *ANSWERS))
     if (
         not options
@@ -111,7 +110,7 @@ def _check_counting(rows: Rows, options: str | Sequence[str], label: str) -> Non
     Raises:
         TaskError: No number is 0, and the columns of the options bear none.
     """
-    if column_numbers(options):
+    if any(mark.isdecimal() for mark in column_marks(options)):
         return
     numbers = set()
     for row in rows:
@@ -150,7 +149,7 @@ def _pair(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
             continue
         found = {"family": "pair", "fields": _renamed({"text1": left, "text2": right}), "label": label}
         raw = _raw_labels(rows, label)
-        if set(raw) == {"0", "1"}:
+        if set(raw) == {"0", "1"} and first != "premise":  # of which 0 may be entailment
             return found | {"labels": ("矛盾", "相似"), "coding": {"0": "矛盾", "1": "相似"}}
         words = {value: INFERENCE.get(value.lower(), value) for value in raw}
         return found | {"template": RELATION_TEMPLATE} | _worded(words, label)
@@ -163,7 +162,9 @@ def _extraction(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     if target is None or context is None or _find(columns, LABELS) is not None:
         return None
     _check_alone(context, [c for c in columns if c != target], (*TEXTS, *CONTEXTS), TEXT_DOUBT)
-    return {"family": "extraction", "fields": _renamed({"context": context}), "answer": target}
+    found = {"family": "extraction", "fields": _renamed({"context": context}), "answer": target}
+    start = _find(columns, STARTS)
+    return found | ({"answer_start": start} if start else {})
 
 
 def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
@@ -172,6 +173,12 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
         return None
     _check_alone(text, columns, (*TEXTS, *CONTEXTS, *QUESTIONS), TEXT_DOUBT)
     _check_alone(label, columns, LABELS, "could be the label; leave one")
+    target = _find(columns, TARGETS)
+    if target is not None:
+        raise TaskError(
+            f"columns {target!r} and {label!r}: a label of the text would leave {target!r} out; leave one of"
+            f" them, or {HELP}, such as with a template that holds {{{target}}}"
+        )
     found = {"family": "classification", "fields": _renamed({"text": text}), "label": label}
     raw = _raw_labels(rows, label)
     sentiment = _sentiment(raw, meant=text.lower() in REVIEWS or label.lower() in ("sentiment", "情感"))
@@ -199,6 +206,8 @@ def _sentiment(raw: Sequence[str], *, meant: bool) -> dict[str, Any] | None:
     coding = {value: word for word, group in groups.items() for value in raw if value.lower() in group}
     if len(coding) < len(raw) or not {"负面", "正面"} <= set(coding.values()):
         return None
+    if len(set(coding.values())) < len({value.lower() for value in raw}):
+        return None  # 满意 and 好评 in one table are two labels
     words = tuple(word for word in groups if word in coding.values())
     return {"labels": words, "coding": coding}
 

@@ -59,11 +59,6 @@ class MRCExample:
         return next((segment.text for segment in self.segments if segment.role == "context"), "")
 
     @property
-    def blank(self) -> bool:
-        """Whether all that the row itself brings is white space."""
-        return not any(s.text.strip() for s in self.segments if s.role not in ("literal", "no_answer"))
-
-    @property
     def labelled(self) -> bool:
         """Whether the gold answer is known."""
         return self.answer is not None or bool(self.spans) or self.unanswerable
@@ -103,6 +98,12 @@ def render(task: TaskSpec, row: Row, *, where: Where | str = "row", labelled: bo
     if not spans and not task.no_answer:
         raise TaskError(f"{where}: no answer given, and task {task.name!r} has no rows without one")
     return MRCExample(segments, spans=spans, unanswerable=not spans)
+
+
+def blank(task: TaskSpec, example: MRCExample) -> bool:
+    """Whether a row brings nothing to read: no text at all, or one of the two of a pair."""
+    empty = [not s.text.strip() for s in example.segments if s.role not in ("literal", "no_answer")]
+    return any(empty) if task.family == "pair" else all(empty)
 
 
 def _segments(task: TaskSpec, row: Row, where: Where | str) -> tuple[Segment, ...]:
@@ -194,20 +195,32 @@ def _right_option(task: TaskSpec, row: Row, options: tuple[str, ...], where: Whe
     for text in (value, written):  # of a number in JSON too, as a table has it
         if text in options:
             return options.index(text)
-    numbers = column_numbers(task.options)[: len(options)]
-    if written in numbers:
-        return numbers.index(written)
-    if not numbers and written.isdecimal() and len(written) < 5 and int(written) < len(options):
+    marks = column_marks(task.options)[: len(options)]
+    numbered = any(mark.isdecimal() for mark in marks)
+    letter = ord(written.upper()) - ord("A") if re.fullmatch("[A-Za-z]", written) else -1
+    mark = written.upper()
+    if numbered and 0 <= letter < len(marks):
+        mark = sorted(marks, key=int)[letter]
+    if mark in marks:
+        return marks.index(mark)
+    if not numbered and written.isdecimal() and len(written) < 5 and int(written) < len(options):
         return int(written)
-    if len(written) == 1 and 0 <= ord(written.upper()) - ord("A") < len(options):
-        return ord(written.upper()) - ord("A")
+    if not marks and 0 <= letter < len(options):
+        return letter
     raise TaskError(f"{where}: {written!r} is none of the {len(options)} options; {nearest(value, options)}")
 
 
-def column_numbers(columns: str | Sequence[str]) -> list[str]:
-    """The numbers of columns that are called option1, option2 and so on; none where one has no number."""
-    found = [] if isinstance(columns, str) else [re.search(r"\d+$", column.strip()) for column in columns]
-    return [match[0] for match in found if match] if all(found) else []
+def column_marks(columns: str | Sequence[str]) -> list[str]:
+    """The numbers of columns such as option1 and option2, or the capital letters of option_a and option_b.
+
+    None where a column has neither.
+    """
+    names = [] if isinstance(columns, str) else [column.strip().upper() for column in columns]
+    for form in (r"\d+$", r"(?<![A-Z])[A-Z]$|(?<=OPTION)[A-Z]$|(?<=CHOICE)[A-Z]$"):
+        found = [re.search(form, name) for name in names]
+        if all(found):
+            return [match[0] for match in found if match]
+    return []
 
 
 def _gold_spans(task: TaskSpec, row: Row, context: str, where: Where | str) -> tuple[tuple[int, int], ...]:
@@ -221,7 +234,7 @@ def _gold_spans(task: TaskSpec, row: Row, context: str, where: Where | str) -> t
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TaskError(f"{where}: column {task.answer!r}: expected text, got {text!r}")
-        if not text:
+        if not text.strip():
             continue
         start = _offset(starts[index], task, where) if index < len(starts) else -1
         if start < 0 or context[start : start + len(text)] != text:

@@ -161,12 +161,13 @@ def check_base(adapter: Adapter, base: Base) -> None:
     if adapter.base_fingerprint != base.fingerprint:
         raise CheckpointError(
             f"adapter of task {adapter.task.name!r} belongs to base {adapter.base}"
-            f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint})"
+            f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint}); load its own"
         )
     if adapter.bank is not None and base.bank_fingerprint(adapter.bank) != adapter.bank_fingerprint:
         raise CheckpointError(
             f"adapter of task {adapter.task.name!r} belongs to bank {adapter.bank!r}"
-            f" ({adapter.bank_fingerprint}), not to this one ({base.bank_fingerprint(adapter.bank)})"
+            f" ({adapter.bank_fingerprint}), not to this one ({base.bank_fingerprint(adapter.bank)});"
+            f" its base, --model FOLDER, was {adapter.base}"
         )
 
 

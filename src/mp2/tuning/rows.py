@@ -11,7 +11,7 @@ from mp2.data.readers import read_table
 from mp2.errors import DataError, TaskError, Where
 from mp2.tasks import catalogue
 from mp2.tasks.infer import infer_task
-from mp2.tasks.render import MRCExample, render
+from mp2.tasks.render import MRCExample, blank, render
 from mp2.tasks.spec import TaskSpec
 
 
@@ -24,7 +24,7 @@ def plain_rows(path: Path, task: TaskSpec) -> list[tuple[Where, dict[str, Any]]]
     """
     located = list(read_table(path))
     for where, row in located:
-        if render(task, row, where=where, labelled=False).blank:
+        if blank(task, render(task, row, where=where, labelled=False)):
             raise TaskError(f"{where}: its text is empty, and there is nothing to answer")
     return located
 
@@ -50,7 +50,7 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             raise TaskError(f"{path}: {error}") from error
     examples = [render(task, row, where=where) for where, row in located]
     for (where, _), example in zip(located, examples, strict=True):
-        if example.blank:
+        if blank(task, example):
             raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
     return task, examples
 

@@ -37,6 +37,19 @@ def encode_shots(base: Base, examples: Sequence[MRCExample], reserve: int = 0) -
     return Shots(list(examples), base.encoder(reserve)(examples))
 
 
+def check_family(method: Method, task: TaskSpec) -> None:
+    """Refuse a classifier over labels for a task that has none.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if method.needs_labels and not task.labels:
+        raise ConfigError(
+            f"method {method.name}: task {task.name} ({task.family}) has no fixed labels; it is for tasks of"
+            " family 'classification' or 'pair'"
+        )
+
+
 def tune(
     base: Base,
     task: TaskSpec,
@@ -86,11 +99,7 @@ def tune(
                 f"task {task.name}: row {unknown[0]} of the {name} set has no answer ({len(unknown)} of"
                 f" {len(rows)} rows have none), and there is nothing to learn from it"
             )
-    if method.needs_labels and not task.labels:
-        raise ConfigError(
-            f"method {method.name}: task {task.name} ({task.family}) has no fixed labels; it is for tasks of"
-            " family 'classification' or 'pair'"
-        )
+    check_family(method, task)
     base.encoder().check_labels(task.labels)
     begin = time.monotonic()
     seed_everything(seed)

@@ -20,6 +20,7 @@ from mp2.serving.routes.tasks import ASKED, checked_upload
 from mp2.serving.service import Service
 from mp2.tasks.infer import dump_task
 from mp2.tuning.methods import get_method
+from mp2.tuning.tune import check_family
 
 router = APIRouter(prefix="/v1", tags=["tuning"])
 HEARTBEAT = 10.0  # seconds of silence after which a stream says that it lives
@@ -34,12 +35,13 @@ HEARTBEAT = 10.0  # seconds of silence after which a stream says that it lives
 async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key: Tuner) -> JSONResponse:
     """Make a task of examples, in the background: returns the job at once."""
     request.scope[FACTS].update(task=body.name)
-    get_method(body.method)
+    method = get_method(body.method)
     _free(service, body)
     checked, report = await asyncio.to_thread(checked_upload, service, body)
     if not report["usable"] or checked.task is None or checked.problems:
         message = "the examples cannot be used as they are; POST /v1/check shows how they were understood"
         raise ProblemError(422, "bad_examples", message, report["problems"])
+    check_family(method, checked.task)
     _free(service, body)  # another request may have been quicker
     owner = key.name if key else ""
     job = new_job(body.name, owner, body.method, body.seed, body.held_back, replace=body.replace)

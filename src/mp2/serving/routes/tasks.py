@@ -129,7 +129,7 @@ def checked_upload(service: Service, body: schemas.CheckBody) -> tuple[Checked, 
         (upload.format, upload.content) if upload else None,
         body.task_file,
         most=schemas.EXAMPLES,
-        window=service.base.backbone.max_length,
+        encoder=service.base.encoder(),
     )
     return checked, summary(checked, body.held_back, body.seed)
 
