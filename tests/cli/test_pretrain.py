@@ -56,6 +56,18 @@ def test_a_shallow_prefix_is_refused(base: Base, tmp_path: Path, data: tuple[obj
     assert isinstance(refused.exception, ConfigError) and "--injection prefix" in str(refused.exception)
 
 
+@pytest.mark.parametrize("command", ["pretrain", "warm-up", "pretrain-poly"])
+def test_wrong_numbers_are_told_before_data_is_prepared(
+    base: Base, tmp_path: Path, data: tuple[object, ...], command: str
+) -> None:
+    options = [option for option in data if option not in ("-k", 3, "--length", 4, "--intrinsic", 6)]
+    wrong = [("--steps", 0)] + [("--splits", 5)] * (command == "pretrain-poly")
+    for option in wrong:
+        refused = call(command, base.path, *options, *option, "--out", tmp_path / "out")
+        assert isinstance(refused.exception, ConfigError), refused.exception
+        assert option[0].strip("-") in str(refused.exception) and not (tmp_path / "cache").exists()
+
+
 def test_a_warm_up_tells_the_score_of_what_it_wrote(
     base: Base, tmp_path: Path, data: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) ->
         (GOOD + "只有一行,怪评\n", "怪评"),
         (GOOD + " ,好评\n", "shots.csv:14: its text is empty"),
         ("text1,text2,label\n早,早,1\n晚,,0\n", "shots.csv:3: its text is empty"),
+        (GOOD + ",\n很好,好评\n", "shots.csv:14: its text is empty"),
     ],
     ids=[
         "empty file",
@@ -197,6 +198,7 @@ def test_extraction_gives_spans_of_the_users_text(base: Base, tmp_path: Path) ->
         "label with one example",
         "no text",
         "half a pair",
+        "a row of commas",
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(

@@ -149,10 +149,15 @@ def test_what_the_model_cannot_read_is_told_before_it_is_tuned() -> None:
     _, report = look("text,label\n" + "很好,Good\n太差,good\n" * 6)
     assert not report["usable"] and "the labels 'Good' and 'good'" in report["problems"][0]["message"]
     rows = [{"sentence": f"我去了{n}", "target": "我"} for n in range(8)]
-    rows[5]["sentence"] = "我" + "很长" * 5000
+    rows[5]["sentence"] = "我" + "很长" * 5000  # more windows than are read: it can be learned from
     _, report = look(rows=rows)
-    assert [problem["row"] for problem in report["problems"]] == [6]
-    assert "row 6: the text needs" in report["problems"][0]["message"]
+    assert report["usable"] and not report["problems"]
+    assert [w["values"]["count"] for w in report["warnings"] if w["code"] == "long"] == [1]
+    lengths = (5, 6, 150, 7, 8, 9, 10, 11)
+    rows = [{"question": "好" * n, "options": ["坏", "差"], "label": "坏"} for n in lengths]
+    _, report = look(rows=rows)
+    assert [problem["row"] for problem in report["problems"]] == [3]
+    assert report["problems"][0]["message"].startswith("row 3: the option ")
 
 
 def test_messages_name_lines_of_the_upload_and_no_file() -> None:

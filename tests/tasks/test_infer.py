@@ -62,6 +62,12 @@ CASES: list[tuple[Rows, str, dict[str, Any]]] = [
         {"labels": ("一般", "好评", "差评", "满意")},  # none of them is merged with another
     ),
     (
+        rows("text,label", ("a", "neg"), ("b", "negative"), ("c", "Positive")),
+        "classification",
+        {"labels": ("负面", "正面")},
+    ),
+    (rows("title,label,keyword", ("a", "物流", "b"), ("b", "退款", "c")), "classification", {}),
+    (
         rows("context,question,options,label", ("文", "谁？", ["甲", "乙"], 1)),
         "choice",
         {"options": "options"},

@@ -48,18 +48,23 @@ def run() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and not stream.isatty():
-            stream.reconfigure(encoding="utf-8")  # whatever the locale says: texts are Chinese
+            # whatever the locale says: texts are Chinese
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     try:
-        app()
-        sys.stdout.flush()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except Mp2Error as error:
         print(f"mp2: error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
-            raise  # those of files have their own messages, this is standard output's
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
-        print(f"mp2: error: standard output cannot be written: {error}", file=sys.stderr)
+        if error.errno == errno.EPIPE:  # whoever read has read enough
+            sys.exit(1)
+        print(f"mp2: error: cannot be written: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,10 +7,11 @@ Every reader is an iterator, and memory stays at about one row whatever the size
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,9 @@ def _xlsx(path: Path, source: FileSource, bad: OnBad) -> Rows:
         if source.sheet is not None and source.sheet not in book.sheetnames:
             raise DataError(f"{path}: no sheet {source.sheet!r}; {nearest(source.sheet, book.sheetnames)}")
         sheet = book[source.sheet or _only_sheet(path, book)]
-        yield from _table(_sheet(path, sheet, len(source.columns)), source, bad)
+        # closed, a sheet that is not read to its end lets go of the file
+        with contextlib.closing(_sheet(path, sheet, len(source.columns))) as records:
+            yield from _table(records, source, bad)
     finally:
         book.close()
 
@@ -331,18 +334,23 @@ def _only_sheet(path: Path, book: Any) -> str:
     Raises:
         DataError: Several have.
     """
-    names = list(map(str, book.sheetnames))
-    if len(names) > 1:
-        names = [
-            name for name in names if any(any(cells) for _, cells, _ in _sheet(path, book[name]))
-        ] or names[:1]
-    if len(names) > 1:
-        listed = ", ".join(map(repr, names))
-        raise DataError(f"{path}: {len(names)} sheets have cells, {listed}; keep one, or make each a file")
-    return names[0]
+    sheets = [sheet for sheet in book.worksheets if hasattr(sheet, "iter_rows")]  # a chart has none
+    shown = [sheet for sheet in sheets if sheet.sheet_state == "visible"] or sheets
+    if not shown:
+        raise DataError(f"{path}: no sheet has rows")
+    filled = [sheet for sheet in shown if len(shown) == 1 or _has_cells(path, sheet)] or shown[:1]
+    if len(filled) > 1:
+        listed = ", ".join(repr(sheet.title) for sheet in filled)
+        raise DataError(f"{path}: {len(filled)} sheets have cells, {listed}; keep one, or make each a file")
+    return str(filled[0].title)
 
 
-def _sheet(path: Path, sheet: Any, width: int = 0) -> Iterator[Cells]:
+def _has_cells(path: Path, sheet: Any) -> bool:
+    with contextlib.closing(_sheet(path, sheet)) as records:
+        return any(cells for _, cells, _ in records)
+
+
+def _sheet(path: Path, sheet: Any, width: int = 0) -> Generator[Cells, None, None]:
     """Records as wide as the first, or as said: what is right of the table is formatted, and empty."""
     sheet.reset_dimensions()  # what a workbook says of its size is wrong in some, and lacks in others
     for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
@@ -350,7 +358,7 @@ def _sheet(path: Path, sheet: Any, width: int = 0) -> Iterator[Cells]:
         while len(cells) > width and not cells[-1].strip():
             cells.pop()
         width = width or len(cells)
-        yield Where(path, number), cells + [""] * (width - len(cells)), True
+        yield Where(path, number), cells + [""] * (width - len(cells)) if any(cells) else [], True
 
 
 def _cell(value: Any) -> str:

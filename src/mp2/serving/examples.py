@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -112,28 +112,38 @@ def check(
     except (Mp2Error, RecursionError) as error:
         checked.problems.insert(0, Problem(str(error) or "nested too deeply"))
         return checked
-    cut = 0
+    kept: list[tuple[int, Mapping[str, Any], MRCExample]] = []
     for number, row in located:
         try:
             example = render(checked.task, row, where=f"row {number}")
             if blank(checked.task, example):
                 raise TaskError(f"row {number}: its text is empty, and there is nothing to learn from it")
-            asked = replace(example, answer=None, spans=(), unanswerable=False)  # as held-back rows are read
-            cut += _encoded(encoder, asked, number).cut
+            kept.append((number, row, example))
         except TaskError as error:
             checked.problems.append(Problem(str(error), number))
+    cut = 0
+    for (number, row, example), encoded in zip(kept, _encoded(encoder, kept), strict=True):
+        if isinstance(encoded, TaskError):
+            checked.problems.append(Problem(f"row {number}: {encoded}", number))
         else:
             checked.rows.append(row)
             checked.examples.append(example)
+            cut += encoded.cut
+    checked.problems.sort(key=lambda problem: problem.row or 0)
     _warn(checked, cut, encoder.room)
     return checked
 
 
-def _encoded(encoder: Encoder, example: MRCExample, number: int) -> Encoded:
+def _encoded(
+    encoder: Encoder, kept: Sequence[tuple[int, Mapping[str, Any], MRCExample]]
+) -> Sequence[Encoded | TaskError]:
+    """All in one call; one by one only when one of them cannot be encoded."""
     try:
-        return encoder([example])[0]
+        return encoder([example for _, _, example in kept])
     except TaskError as error:
-        raise TaskError(f"row {number}: {error}") from error
+        if len(kept) == 1:
+            return [error]
+    return [_encoded(encoder, [one])[0] for one in kept]
 
 
 def split(examples: Sequence[MRCExample], held_back: float, seed: int) -> Split:

@@ -30,6 +30,7 @@ REVIEWS = ("review", "comment", "评论", "评价", "点评")
 TEXTS = (*_words("text sentence content title query document 文本 句子 内容 正文 标题 文字"), *REVIEWS)
 LABELS = ["label", "category", "class", "sentiment", "标签", "类别", "分类", "情感", "类型"]
 TARGETS = ["target", "answer", "keyword", "span", "entity", "目标", "答案", "关键词", "实体", "中心"]
+ABOUT = ("target", "entity", "目标", "实体")  # of which a label may speak, and not of the text as a whole
 CONTEXTS = _words("context passage document article text 上下文 文章 原文 材料 段落 文本")
 QUESTIONS = ["question", "query", "问题", "提问"]
 ANSWERS = ["answer", "answers", "答案", "回答"]
@@ -52,6 +53,7 @@ PAIRS = tuple(
 NEGATIVE = frozenset(["负面", "negative", "neg", "差评", "消极", "负向", "贬义", "不满意", "负"])
 NEUTRAL = frozenset(["中性", "neutral", "中立", "中评", "一般"])
 POSITIVE = frozenset(["正面", "positive", "pos", "好评", "积极", "正向", "褒义", "满意", "正"])
+SHORT = {"neg": "negative", "pos": "positive", "负": "负面", "正": "正面"}
 INFERENCE = {"contradiction": "矛盾", "neutral": "中立", "entailment": "蕴含"}
 
 SENTIMENT_TEMPLATE = '情感分析："{text}"的情感是？选项：'
@@ -173,7 +175,7 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
         return None
     _check_alone(text, columns, (*TEXTS, *CONTEXTS, *QUESTIONS), TEXT_DOUBT)
     _check_alone(label, columns, LABELS, "could be the label; leave one")
-    target = _find(columns, TARGETS)
+    target = _find(columns, ABOUT)
     if target is not None:
         raise TaskError(
             f"columns {target!r} and {label!r}: a label of the text would leave {target!r} out; leave one of"
@@ -206,7 +208,7 @@ def _sentiment(raw: Sequence[str], *, meant: bool) -> dict[str, Any] | None:
     coding = {value: word for word, group in groups.items() for value in raw if value.lower() in group}
     if len(coding) < len(raw) or not {"负面", "正面"} <= set(coding.values()):
         return None
-    if len(set(coding.values())) < len({value.lower() for value in raw}):
+    if len(set(coding.values())) < len({SHORT.get(value.lower(), value.lower()) for value in raw}):
         return None  # 满意 and 好评 in one table are two labels
     words = tuple(word for word in groups if word in coding.values())
     return {"labels": words, "coding": coding}

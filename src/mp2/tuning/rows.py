@@ -48,11 +48,10 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             task = infer_task([row for _, row in located], path.stem)
         except TaskError as error:
             raise TaskError(f"{path}: {error}") from error
-    examples = [render(task, row, where=where) for where, row in located]
-    for (where, _), example in zip(located, examples, strict=True):
-        if blank(task, example):
+    for where, row in located:
+        if blank(task, render(task, row, where=where, labelled=False)):
             raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
-    return task, examples
+    return task, [render(task, row, where=where) for where, row in located]
 
 
 def shared(train: Sequence[MRCExample], dev: Sequence[MRCExample]) -> int:
