@@ -187,7 +187,9 @@ def _draw_lines(
         errors = [[mean - low for _, mean, low, _ in points], [high - mean for _, mean, _, high in points]]
         axis.errorbar(xs, means, yerr=errors, capsize=2, label=name, **line_style(index))
     axis.set_xticks([places[x] for x in ticks], list(names or [f"{x:.0f}" for x in ticks]))
-    axis.legend()
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.1 * len(lines) * (high - low))  # room for the legend above the intervals
+    axis.legend(loc="upper left")
 
 
 def average_figure(results: Results, suite: str) -> Figure | None:
