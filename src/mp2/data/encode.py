@@ -108,6 +108,18 @@ class Encoder:
         tokens = dict(zip(texts, self._tokenise(texts), strict=True))
         return [self._encode(example, tokens) for example in examples]
 
+    def each(self, examples: Sequence[MRCExample]) -> list[Encoded | TaskError]:
+        """Encode examples; in place of one that cannot be encoded, the reason.
+
+        All in one call; one by one only when one of them cannot.
+        """
+        try:
+            return list(self(examples))
+        except TaskError as error:
+            if len(examples) == 1:
+                return [error]
+        return [self.each([example])[0] for example in examples]
+
     def check_labels(self, labels: Sequence[str]) -> None:
         """Refuse labels that are the same to the model, of which nothing could be learned.
 

@@ -219,10 +219,10 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
     methods = dict.fromkeys(m for v in numbers for m in results.methods(v))
     lines: dict[str, Points] = {}
     steps: set[int] = set()
+    by_number = {v: results.cells(results.tasks(v), v) for v in sorted(numbers, key=numbers.__getitem__)}
     for method in methods:
-        by_number = sorted(numbers, key=numbers.__getitem__)
-        having = [v for v in by_number if method in results.cells(results.tasks(v), v)]
-        cells = [results.cells(results.tasks(v), v)[method] for v in having]
+        having = [v for v, rows in by_number.items() if method in rows]
+        cells = [by_number[v][method] for v in having]
         tasks = [task for task in cells[0] if all(task in row for row in cells)] if len(cells) > 1 else []
         if tasks:
             kept = [[row[task] for task in tasks] for row in cells]

@@ -72,13 +72,12 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
             f"adapter of method {adapter.method!r}: expected a deep prompt and the base's own encoder: PEFT's"
             " prefix tuning holds nothing else"
         )
-    if "files" not in base.facts and is_cpt(base.path):
+    if is_cpt(base.source):
         raise ConfigError(f"PEFT would load {base.name} as BART, not as the encoder that was tuned")
     layers, length, hidden = composed.prompts.shape
-    encoder = Path(base.path) / "encoder" if "files" in base.facts else base.path
     config = PrefixTuningConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
-        base_model_name_or_path=str(encoder),
+        base_model_name_or_path=str(base.source),
         inference_mode=True,
         num_virtual_tokens=length,
         token_dim=hidden,
@@ -94,7 +93,7 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         save_file(head, aside / "head.safetensors")
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-        readme = README.format(**facts, encoder=encoder, length=length)
+        readme = README.format(**facts, encoder=base.source, length=length)
         if adapter.answer_length is not None:
             write_json(aside / "answer_length.json", asdict(adapter.answer_length))
             readme += LENGTH

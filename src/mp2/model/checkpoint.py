@@ -139,6 +139,9 @@ class Base:
         path: Folder of a base, folder of an encoder in the hub's layout, or a hub name.
         device: Where the encoder lives.
         shard: Whether the encoder's weights lie split over all processes (``mp2.model.sharding``).
+
+    Attributes:
+        source: Folder or hub name of the encoder alone, as Hugging Face loads it.
     """
 
     def __init__(self, path: Path | str, device: str = "cpu", *, shard: bool = False) -> None:
@@ -154,6 +157,7 @@ class Base:
             raise CheckpointError(
                 f"{path}: no model in this folder: expected mp2.json (a base) or config.json (an encoder)"
             )
+        self.source = encoder
         self.tokenizer = load_tokenizer(encoder)
         backbone = load_backbone(encoder, slot_id=self.tokenizer.mask_token_id, dtype=torch.float32)
         self.backbone: Backbone = backbone.eval().requires_grad_(False)

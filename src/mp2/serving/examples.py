@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from mp2.data.encode import Encoded, Encoder
+from mp2.data.encode import Encoder
 from mp2.data.readers import read_table
 from mp2.errors import DataError, Mp2Error, TaskError
 from mp2.tasks.infer import dump_task, infer_task
@@ -121,8 +121,8 @@ def check(
             kept.append((number, row, example))
         except TaskError as error:
             checked.problems.append(Problem(str(error), number))
-    cut = 0
-    for (number, row, example), encoded in zip(kept, _encoded(encoder, kept), strict=True):
+    cut, found = 0, encoder.each([example for _, _, example in kept])
+    for (number, row, example), encoded in zip(kept, found, strict=True):
         if isinstance(encoded, TaskError):
             checked.problems.append(Problem(f"row {number}: {encoded}", number))
         else:
@@ -132,18 +132,6 @@ def check(
     checked.problems.sort(key=lambda problem: problem.row or 0)
     _warn(checked, cut, encoder.room)
     return checked
-
-
-def _encoded(
-    encoder: Encoder, kept: Sequence[tuple[int, Mapping[str, Any], MRCExample]]
-) -> Sequence[Encoded | TaskError]:
-    """All in one call; one by one only when one of them cannot be encoded."""
-    try:
-        return encoder([example for _, _, example in kept])
-    except TaskError as error:
-        if len(kept) == 1:
-            return [error]
-    return [_encoded(encoder, [one])[0] for one in kept]
 
 
 def split(examples: Sequence[MRCExample], held_back: float, seed: int) -> Split:

@@ -220,15 +220,9 @@ class Predictor:
         return items
 
     def _encode(self, reserve: int, examples: Sequence[MRCExample]) -> Sequence[Encoded | TaskError]:
-        """All in one call; one by one only when one of them cannot be encoded."""
         if reserve not in self._encoders:
             self._encoders[reserve] = self.base.encoder(reserve)
-        try:
-            return self._encoders[reserve](examples)
-        except TaskError as error:
-            if len(examples) == 1:
-                return [error]
-        return [self._encode(reserve, [example])[0] for example in examples]
+        return self._encoders[reserve].each(examples)
 
     def _forward(self, items: Sequence[_Item]) -> list[Answer]:
         """One forward: rows of tasks of one kind; prompts and heads may differ."""

@@ -23,9 +23,7 @@ def plain_rows(path: Path, task: TaskSpec) -> list[tuple[Where, dict[str, Any]]]
         TaskError: A row does not fit the task or has no text, with its line.
     """
     located = list(read_table(path))
-    for where, row in located:
-        if blank(task, render(task, row, where=where, labelled=False)):
-            raise TaskError(f"{where}: its text is empty, and there is nothing to answer")
+    _check_texts(task, located, "answer")
     return located
 
 
@@ -48,10 +46,14 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
             task = infer_task([row for _, row in located], path.stem)
         except TaskError as error:
             raise TaskError(f"{path}: {error}") from error
+    _check_texts(task, located, "learn from it")
+    return task, [render(task, row, where=where) for where, row in located]
+
+
+def _check_texts(task: TaskSpec, located: Sequence[tuple[Where, dict[str, Any]]], purpose: str) -> None:
     for where, row in located:
         if blank(task, render(task, row, where=where, labelled=False)):
-            raise TaskError(f"{where}: its text is empty, and there is nothing to learn from it")
-    return task, [render(task, row, where=where) for where, row in located]
+            raise TaskError(f"{where}: its text is empty, and there is nothing to {purpose}")
 
 
 def shared(train: Sequence[MRCExample], dev: Sequence[MRCExample]) -> int:
