@@ -154,7 +154,7 @@ def stage_trainer(
     for group in groups:
         for parameter in group.parameters.values():
             parameter.requires_grad_(True)
-    batches = micro_batches(rows, 0, bench.base.device)
+    batches = micro_batches(state, rows)
 
     def loss(batch: Any) -> tuple[torch.Tensor, int, int]:
         logits = state.model.eval()(batch, state.prompts(), state.injection, options_only=True)
@@ -169,7 +169,8 @@ def fewshot_step(bench: Bench) -> Cell:
     sets = [drawn(bench, shape) for shape in _with_options(bench)]
     method = METHODS["mp2-deep-gd"]
     stages = [stage for stage in method.stages if isinstance(stage, Gradient)]
-    batches = [batch for rows in sets for batch in micro_batches(rows, 0, bench.base.device)]
+    untuned = TaskState(bench.base, method, 0)
+    batches = [batch for rows in sets for batch in micro_batches(untuned, rows)]
     counts = [(len(batch.ids), int(batch.mask.sum())) for batch in batches]
     runs: Runs = {}
     for suffix, precision in bench.precisions.items():

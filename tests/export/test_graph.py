@@ -41,6 +41,7 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
     if kind == "router":
         made["pairs"] = adapter(base, PAIRS, 7, "prompts")  # with a head of its own
     made["targets"].answer_length = AnswerLength(0.7, 0.3)
+    made["reviews"].label_offsets = tuple(0.5 * i for i in range(len(REVIEWS.labels)))
     export_onnx(base, made.items(), tmp_path / "onnx")
     assert len(load_tokenizer(tmp_path / "onnx")) == len(base.tokenizer)
 
@@ -74,8 +75,13 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
             AnswerLength(**read_json(path)) if (path := folder / "answer_length.json").exists() else None
             for folder in folders
         ],
+        offsets=[
+            tuple(read_json(path).values()) if (path := folder / "label_offsets.json").exists() else ()
+            for folder in folders
+        ],
     )
-    assert sum((folder / "answer_length.json").exists() for folder in folders) == 1
+    for file in ("answer_length.json", "label_offsets.json"):
+        assert sum((folder / file).exists() for folder in folders) == 1
     for one, other in zip(expected, found, strict=True):
         assert one.answer.text == other.text and one.answer.span == other.span
         assert one.answer.probability == pytest.approx(other.probability, abs=1e-4)

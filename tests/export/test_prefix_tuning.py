@@ -53,6 +53,15 @@ def test_the_length_of_answers_comes_along(base: Base, tmp_path: Path) -> None:
     assert "(log n - m)^2" in (tmp_path / "with" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_offsets_of_labels_come_along(base: Base, tmp_path: Path) -> None:
+    made = adapter(base, REVIEWS, 3)
+    made.label_offsets = tuple(0.5 * i for i in range(len(REVIEWS.labels)))
+    export_peft(made, base, tmp_path / "peft")
+    found = read_json(tmp_path / "peft" / "label_offsets.json")
+    assert found == dict(zip(REVIEWS.labels, made.label_offsets, strict=True))
+    assert "label_offsets.json" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", ["shallow", "head", "backbone"])
 def test_what_peft_cannot_hold_is_refused(base: Base, tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="deep prompt"):

@@ -123,7 +123,7 @@ def test_the_projection_has_the_scale_of_what_its_prompts_join(base: Base) -> No
     task = review_task()
     state, shots = prepared(base, METHODS["bbtv2"], task, review_rows(task)[0])
     assert state.bank is not None
-    batches = micro_batches(shots.rows, 0, "cpu")
+    batches = micro_batches(state, shots.rows)
     draw_projection(state.bank, base.backbone, batches, seed=0)
     scales = [base.backbone.embeddings.word_embeddings.weight.std()]
     scales += hidden_scales(base.backbone, batches, LAYERS)[1:]

@@ -96,6 +96,7 @@ def _answers(adapter: Adapter, base: Base) -> list[Answer]:
         [example.options for example in examples],
         prompts,
         injection=composed.injection,
+        offsets=[composed.label_offsets],
     )
 
 

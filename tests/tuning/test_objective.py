@@ -83,6 +83,7 @@ def test_the_metric_as_loss_and_the_dev_score_are_those_of_the_whole_model(base:
         (span_task(), span_rows(span_task())),
     ):
         state, shots = prepared(base, METHODS["mp2-deep-bb"], task, examples)
+        state.label_offsets = (0.2, -0.3) if task.labels else ()
         assert state.router is not None
         objective = Objective(state, shots, task, loss="metric")
         candidates = np.random.default_rng(2).normal(size=(4, state.router.numel())) * 3
@@ -112,6 +113,7 @@ def test_the_fused_vector_gives_the_prompts_of_the_router(base: Base) -> None:
 def test_a_repeated_batch_points_at_its_own_copies(base: Base) -> None:
     task = review_task()
     state, shots = prepared(base, METHODS["mp2-deep-bb"], task, review_rows(task)[0])
+    state.label_offsets = (0.2, -0.3)
     batch = Objective(state, shots, task).batch
     logits = torch.randn(3, *batch.ids.shape, 2, generator=torch.Generator().manual_seed(0))
     together, _ = row_losses(logits.flatten(0, 1), repeat_batch(batch, 3), "option")

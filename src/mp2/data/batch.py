@@ -29,6 +29,7 @@ class MRCBatch:
         options: ``(S, 3)`` window, first and last token of each option.
         option_row: ``(S,)`` row of each option.
         option_index: ``(S,)`` index of each option within its row.
+        offset: ``(S,)`` what is added to the score of each option (``mp2.model.label_offsets``).
         context: ``(B, 2)`` first and last token of the searchable context; -1 where there is none.
         no_answer: ``(B, 2)`` span of the words that mean "no answer"; -1 where there are none.
         gold: ``(G, 3)`` window, first and last token of gold spans; a row may have several or none.
@@ -47,6 +48,7 @@ class MRCBatch:
     options: Tensor
     option_row: Tensor
     option_index: Tensor
+    offset: Tensor
     context: Tensor
     no_answer: Tensor
     gold: Tensor
@@ -66,13 +68,21 @@ class MRCBatch:
         return replace(self, **moved)
 
 
-def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id: int = 0) -> MRCBatch:
+def collate(
+    rows: Sequence[Encoded],
+    prompts: Sequence[int] | int = 0,
+    *,
+    pad_id: int = 0,
+    offsets: Sequence[Sequence[float]] | None = None,
+) -> MRCBatch:
     """Put encoded rows into one batch.
 
     Args:
         rows: R encoded rows.
         prompts: Which prompt each row uses, or one index for all.
         pad_id: Token id of padding.
+        offsets: Of each task that ``prompts`` tells apart what is added to the scores of its options; empty
+            for none.
     """
     chosen = [prompts] * len(rows) if isinstance(prompts, int) else list(prompts)
     windows = [(r, window) for r, row in enumerate(rows) for window in row.windows]
@@ -80,14 +90,16 @@ def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id
     ids = np.full((len(windows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(windows), width), dtype=bool)
     nowhere = (-1, -1)
-    options, option_row, option_index, gold = [], [], [], []
+    options, option_row, option_index, offset, gold = [], [], [], [], []
     for b, (r, window) in enumerate(windows):
+        added = offsets[chosen[r]] if offsets else ()
         ids[b, : len(window.ids)] = window.ids
         mask[b, : len(window.ids)] = True
         for index, first, last in window.options:
             options.append((b, first, last))
             option_row.append(r)
             option_index.append(index)
+            offset.append(added[index] if added else 0.0)
         if window.gold is not None:
             gold.append((b, *window.gold))
     return MRCBatch(
@@ -98,6 +110,7 @@ def collate(rows: Sequence[Encoded], prompts: Sequence[int] | int = 0, *, pad_id
         options=torch.tensor(options, dtype=torch.long).reshape(-1, 3),
         option_row=torch.tensor(option_row, dtype=torch.long),
         option_index=torch.tensor(option_index, dtype=torch.long),
+        offset=torch.tensor(offset),
         context=torch.tensor([window.context or nowhere for _, window in windows]).reshape(-1, 2),
         no_answer=torch.tensor([window.no_answer or nowhere for _, window in windows]).reshape(-1, 2),
         gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),

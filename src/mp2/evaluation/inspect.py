@@ -179,6 +179,7 @@ def knockouts(
             bank.bank.compose(mix),
             injection=composed.injection,
             lengths=[composed.answer_length],
+            offsets=[composed.label_offsets],
         )
         golds = [example.gold_texts for example in examples]
         return score(adapter.task.metric or "accuracy", [answer.text for answer in answers], golds)

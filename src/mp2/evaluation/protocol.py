@@ -107,6 +107,7 @@ def test_scores(adapter: Adapter, base: Base, task: FewShotTask) -> list[float]:
         prompts,
         injection=composed.injection,
         lengths=[composed.answer_length],
+        offsets=[composed.label_offsets],
     )
     one = METRICS[task.spec.metric or "accuracy"]
     return [

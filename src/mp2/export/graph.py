@@ -3,7 +3,8 @@
     encoder.onnx            ids, mask, prompts, heads, task of each window -> start and end logits
     tokenizer...            the base's tokenizer
     tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias); where answers
-                            are spans also answer_length.json (``mp2.model.answer_length``)
+                            are spans also answer_length.json (``mp2.model.answer_length``), where they are
+                            labels label_offsets.json (``mp2.model.label_offsets``)
 
 Decides the names and axes of inputs. Turning text into windows and logits into answers stays with
 ``mp2.data.encode`` and ``mp2.model.spans``.
@@ -32,7 +33,7 @@ from mp2.model.checkpoint import Base
 from mp2.model.mrc import SpanHead
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
-from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.adapter import Adapter, compose, labelled_offsets
 
 INPUTS = ("ids", "mask", "prompts", "head_weight", "head_bias", "task")
 OPSET = 18
@@ -144,6 +145,8 @@ def export_onnx(
             write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
             if adapter.answer_length is not None:
                 write_json(aside / "tasks" / name / "answer_length.json", asdict(adapter.answer_length))
+            if adapter.label_offsets:
+                write_json(aside / "tasks" / name / "label_offsets.json", labelled_offsets(adapter))
 
 
 def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file: Path) -> None:

@@ -23,7 +23,7 @@ from mp2.model.backbone import Backbone, is_cpt
 from mp2.model.checkpoint import Base
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
-from mp2.tuning.adapter import Adapter, compose
+from mp2.tuning.adapter import Adapter, compose, labelled_offsets
 
 README = """# {name}: a prefix for PEFT
 
@@ -46,6 +46,9 @@ the text is put together.
 LENGTH = """
 A span of n tokens scores its start's and its end's log-probability, less (log n - m)^2 / (2 s^2), where m is
 the `mean` and s the `deviation` of `answer_length.json`.
+"""
+OFFSETS = """
+A label scores the log-probability of its option's start and end, and its number in `label_offsets.json`.
 """
 
 
@@ -97,6 +100,9 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         if adapter.answer_length is not None:
             write_json(aside / "answer_length.json", asdict(adapter.answer_length))
             readme += LENGTH
+        if adapter.label_offsets:
+            write_json(aside / "label_offsets.json", labelled_offsets(adapter))
+            readme += OFFSETS
         write_whole(aside / "README.md", readme)
 
 

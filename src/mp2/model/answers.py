@@ -14,6 +14,7 @@ from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_
 from mp2.data.encode import Encoded
 from mp2.model.answer_length import AnswerLength
 from mp2.model.bank import Injection
+from mp2.model.label_offsets import LabelOffsets
 from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import Heads, MRCModel
 from mp2.model.spans import Score, SpanAnswer, best_spans, option_log_probs
@@ -55,6 +56,7 @@ def answer_rows(
     injection: Injection = "prefix",
     heads: Heads | None = None,
     lengths: Sequence[AnswerLength | None] | None = None,
+    offsets: Sequence[LabelOffsets] | None = None,
     score: Score = "log-prob",
     tokens: int | None = None,
 ) -> list[Answer]:
@@ -71,6 +73,7 @@ def answer_rows(
         injection: How prompts enter a layer.
         heads: Span heads of the N tasks; the model's own for all when None.
         lengths: Length of the answers of the N tasks, where it is known.
+        offsets: What is added to the scores of the labels of the N tasks; empty for none.
         score: Option score.
         tokens: Padded tokens a forward may hold; what suits the device when None.
     """
@@ -83,7 +86,11 @@ def answer_rows(
     def ask(group: Sequence[int]) -> None:
         used = sorted({chosen[i] for i in group})
         place = {index: n for n, index in enumerate(used)}
-        batch = collate([rows[i] for i in group], [place[chosen[i]] for i in group]).to(device)
+        batch = collate(
+            [rows[i] for i in group],
+            [place[chosen[i]] for i in group],
+            offsets=offsets and [offsets[index] for index in used],
+        ).to(device)
         logits = model(
             batch,
             prompts if prompts is None or len(used) == len(prompts) else prompts[used],

@@ -70,14 +70,14 @@ def row_losses(logits: Tensor, batch: MRCBatch, kind: Loss = "span") -> tuple[Te
 def option_scores(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> Tensor:
     """Score of every option in the batch, ``(S,)``.
 
-    ``log-prob`` sums start and end log-probabilities; ``logit-product`` multiplies raw logits, as the
-    released code does (two negative logits then make a high score).
+    ``log-prob`` sums start and end log-probabilities and the option's offset; ``logit-product`` multiplies
+    raw logits, as the released code does (two negative logits then make a high score).
     """
     window, first, last = batch.options.unbind(1)
     if score == "logit-product":
         return logits[window, first, 0].float() * logits[window, last, 1].float()
     scores = log_probs(logits, batch)
-    return scores[window, first, 0] + scores[window, last, 1]
+    return scores[window, first, 0] + scores[window, last, 1] + batch.offset
 
 
 def option_log_probs(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> list[Tensor]:

@@ -239,6 +239,7 @@ class Predictor:
             injection=tasks[0].composed.injection,
             heads=heads_of(tasks),
             lengths=[task.composed.answer_length for task in tasks],
+            offsets=[task.composed.label_offsets for task in tasks],
             tokens=self.tokens,
         )
 

@@ -25,6 +25,7 @@ from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.checkpoint import Base, read_json, read_tensors
+from mp2.model.label_offsets import LabelOffsets
 from mp2.model.low_rank import add_pairs
 from mp2.model.mrc import SpanHead
 from mp2.model.probe import ProbeHead
@@ -48,6 +49,7 @@ class Adapter:
             low-rank updates ``lora.*``.
         facts: Seed, scores, curve, seconds, versions.
         answer_length: Length of the task's answers, where they are spans.
+        label_offsets: What is added to the scores of its labels, where it has any.
     """
 
     task: TaskSpec
@@ -60,6 +62,7 @@ class Adapter:
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
     answer_length: AnswerLength | None = None
+    label_offsets: LabelOffsets = ()
 
     def save(self, folder: Path, *, replace: bool = False) -> None:
         """Write the adapter, whole or not at all.
@@ -82,6 +85,7 @@ class Adapter:
                     "bank_fingerprint": self.bank_fingerprint,
                     "injection": self.injection,
                     "answer_length": self.answer_length and asdict(self.answer_length),
+                    "label_offsets": self.label_offsets,
                     "facts": self.facts,
                 },
             )
@@ -98,8 +102,9 @@ def load_adapter(folder: Path | str) -> Adapter:
         raise CheckpointError(f"{folder}: no such adapter folder")
     facts = read_json(folder / "adapter.json")
     try:
+        task = load_task(folder / "task.yaml")
         return Adapter(
-            load_task(folder / "task.yaml"),
+            task,
             facts["method"],
             facts["base"],
             facts["base_fingerprint"],
@@ -109,6 +114,7 @@ def load_adapter(folder: Path | str) -> Adapter:
             read_tensors(folder / "adapter.safetensors"),
             facts["facts"],
             _answer_length(facts.get("answer_length"), folder / "adapter.json"),
+            _label_offsets(facts.get("label_offsets"), len(task.labels), folder / "adapter.json"),
         )
     except KeyError as error:
         raise CheckpointError(f"{Where(folder / 'adapter.json')}: key {error} is missing") from error
@@ -128,6 +134,22 @@ def _answer_length(value: Any, path: Path) -> AnswerLength | None:
     return found
 
 
+def _label_offsets(value: Any, labels: int, path: Path) -> LabelOffsets:
+    if not value:
+        return ()
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    if not numbers or len(value) != labels:
+        raise CheckpointError(
+            f"{Where(path)}: label_offsets: expected a number for each of {labels} labels, got {value!r}"
+        )
+    return tuple(map(float, value))
+
+
+def labelled_offsets(adapter: Adapter) -> dict[str, float]:
+    """What is added to the score of each label, by its word."""
+    return dict(zip(adapter.task.labels, adapter.label_offsets, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Composed:
     """An adapter made ready for a base: what a forward needs.
@@ -138,6 +160,7 @@ class Composed:
         backbone: The encoder: the base's own, or the adapter's (model tuning, low-rank tuning).
         injection: How the prompts enter a layer.
         answer_length: Length of the task's answers, where they are spans.
+        label_offsets: What is added to the scores of its labels, where it has any.
     """
 
     prompts: Tensor | None
@@ -145,6 +168,7 @@ class Composed:
     backbone: Backbone
     injection: Injection
     answer_length: AnswerLength | None = None
+    label_offsets: LabelOffsets = ()
 
 
 def base_of(adapter: Adapter) -> str | None:
@@ -201,7 +225,7 @@ def compose(adapter: Adapter, base: Base) -> Composed:
     if pairs := _under(tensors, "lora."):
         backbone = copy.deepcopy(backbone)
         add_pairs(backbone, pairs)
-    return Composed(prompts, head, backbone, adapter.injection, adapter.answer_length)
+    return Composed(prompts, head, backbone, adapter.injection, adapter.answer_length, adapter.label_offsets)
 
 
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

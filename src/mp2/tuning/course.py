@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mp2.data.batch import MRCBatch, collate, length_batches, row_tokens, start_cost
 from mp2.data.encode import Encoded
 from mp2.model.answers import read_answers
-from mp2.model.spans import row_losses
+from mp2.model.label_offsets import LabelOffsets, label_offsets
+from mp2.model.spans import option_log_probs, row_losses
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
@@ -37,21 +39,32 @@ class Shots:
         return len(self.rows)
 
 
-def micro_batches(
-    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
-) -> list[MRCBatch]:
-    """All rows as few batches of similar length, each within the token budget (by the device when None)."""
-    return [batch for _, batch in _grouped(rows, pad_id, device, tokens)]
+def micro_batches(state: TaskState, rows: Sequence[Encoded]) -> list[MRCBatch]:
+    """All rows of the task as few batches of similar length, each within the token budget of the device."""
+    return [batch for _, batch in _grouped(state, rows)]
 
 
-def _grouped(
-    rows: Sequence[Encoded], pad_id: int, device: str, tokens: int | None = None
-) -> Iterator[tuple[list[int], MRCBatch]]:
+def _grouped(state: TaskState, rows: Sequence[Encoded]) -> Iterator[tuple[list[int], MRCBatch]]:
     """The same, each with the indices of its rows."""
-    budget = tokens or (CPU_TOKENS if torch.device(device).type == "cpu" else MICRO_TOKENS)
+    device, pad_id = state.base.device, state.base.tokenizer.pad_token_id
+    budget = CPU_TOKENS if torch.device(device).type == "cpu" else MICRO_TOKENS
     lengths = [row_tokens(row) for row in rows]
     for group in length_batches(lengths, tokens=budget, start=start_cost(device)):
-        yield group, collate([rows[i] for i in group], pad_id=pad_id).to(device)
+        batch = collate([rows[i] for i in group], pad_id=pad_id, offsets=[state.label_offsets])
+        yield group, batch.to(device)
+
+
+@torch.no_grad()
+def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
+    """What the labels' scores lack on the train rows, as the state stands."""
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    state.model.eval()
+    for batch in micro_batches(state, train.rows):
+        logits = state.model(batch, state.prompts(), state.injection, options_only=True)
+        found += option_log_probs(logits, batch)
+        labels.append(batch.answer.cpu())
+    return label_offsets(torch.stack(found), torch.cat(labels))
 
 
 @torch.no_grad()
@@ -59,7 +72,7 @@ def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, fl
     """Dev metric in [0, 1] and mean loss of the dev rows with an answer, from one forward of each row."""
     state.model.eval()
     prompts, answers, total, known = state.prompts(), [""] * len(dev), 0.0, 0
-    for group, batch in _grouped(dev.rows, state.base.tokenizer.pad_token_id, state.base.device):
+    for group, batch in _grouped(state, dev.rows):
         logits = state.model(batch, prompts, state.injection, options_only=True)
         losses, asked = row_losses(logits, batch, "option")
         total, known = total + float(losses.sum()), known + int(asked.sum())

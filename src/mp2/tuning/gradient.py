@@ -47,7 +47,7 @@ def run_gradient(course: Course, stage: Gradient, index: int) -> None:
     for group in groups:
         for parameter in group.parameters.values():
             parameter.requires_grad_(True)
-    batches = micro_batches(course.train.rows, state.base.tokenizer.pad_token_id, state.base.device)
+    batches = micro_batches(state, course.train.rows)
     begin = time.monotonic()
     seen = deque[torch.Tensor](maxlen=len(batches))  # the losses of the newest step, which sees all rows
 

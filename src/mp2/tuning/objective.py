@@ -58,7 +58,8 @@ class Objective:
             raise ConfigError(f"method {state.method.name}: has no prompts to search")
         self.state, self.shots, self.task, self.loss = state, shots, task, loss
         self.calls = 0
-        batch = collate(shots.rows, pad_id=state.base.tokenizer.pad_token_id).to(state.base.device)
+        pad, offsets = state.base.tokenizer.pad_token_id, [state.label_offsets]
+        batch = collate(shots.rows, pad_id=pad, offsets=offsets).to(state.base.device)
         if not len(batch.gold):
             raise ConfigError(f"task {task.name}: no row has an answer within its text")
         self.batch = batch

@@ -45,7 +45,7 @@ def features(state: TaskState, shots: Shots) -> tuple[Tensor, Tensor]:
     """Pooled states ``(R, H)`` and labels ``(R,)`` of rows."""
     state.model.eval()
     found, labels = [], []
-    for batch in micro_batches(shots.rows, state.base.tokenizer.pad_token_id, state.base.device):
+    for batch in micro_batches(state, shots.rows):
         found.append(pooled(state.model.backbone(batch.ids, batch.mask), batch))
         labels.append(batch.answer)
     return torch.cat(found), torch.cat(labels)

@@ -13,6 +13,7 @@ from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
 from mp2.model.bank import BankConfig, Injection, PromptBank
 from mp2.model.checkpoint import Base, TrainedBank
+from mp2.model.label_offsets import LabelOffsets
 from mp2.model.low_rank import LowRank
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.probe import ProbeHead
@@ -35,11 +36,13 @@ class TaskState:
 
     Attributes:
         answer_length: Length of the task's answers, where they are spans.
+        label_offsets: What is added to the scores of its labels, where it has any.
     """
 
     def __init__(self, base: Base, method: Method, seed: int, classes: int = 0) -> None:
         self.base, self.method = base, method
         self.answer_length: AnswerLength | None = None
+        self.label_offsets: LabelOffsets = ()
         generator = torch.Generator().manual_seed(seed)
         held = method.bank if method.holds == "prompts" else None
         self.source: TrainedBank | None = base.bank(held) if held else None

@@ -21,7 +21,7 @@ from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.blackbox import check_stages, run_blackbox
-from mp2.tuning.course import Course, Record, Shots, micro_batches
+from mp2.tuning.course import Course, Record, Shots, micro_batches, offsets_of
 from mp2.tuning.gradient import run_gradient
 from mp2.tuning.methods import Method
 from mp2.tuning.probing import run_contrastive, run_probe
@@ -110,6 +110,8 @@ def tune(
     with autocast(base.device, precision):
         if method.start == "projection":
             _draw_projection(state, shots, seed)
+        if task.labels and not method.needs_labels:  # a fresh classifier prefers no label
+            state.label_offsets = offsets_of(state, shots)
         course = Course(state, task, shots, dev_shots, seed, progress)
         course.score(-1, 0, 0.0)
         run = _search_run(course, folder, precision)
@@ -176,7 +178,7 @@ def _search_run(course: Course, folder: Path | str | None, precision: Precision)
 def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
     """BBT: the projection gets the scale of the hidden states of the train rows, and z begins at 0."""
     assert state.bank is not None
-    batches = micro_batches(shots.rows, state.base.tokenizer.pad_token_id, state.base.device)
+    batches = micro_batches(state, shots.rows)
     draw_projection(state.bank, state.base.backbone, batches, seed=seed)
     state.fuse()
 
@@ -221,6 +223,7 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         tensors,
         facts,
         state.answer_length,
+        state.label_offsets,
     )
 
 

@@ -1,0 +1,102 @@
+"""What labels lack: fitted to a few rows, kept by the adapter, added wherever options are scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mp2.data.batch import collate
+from mp2.errors import CheckpointError
+from mp2.model.checkpoint import Base
+from mp2.model.label_offsets import SPREAD, label_offsets
+from mp2.model.spans import option_log_probs, option_scores, row_losses
+from mp2.serving.predictor import Predictor
+from mp2.tuning.adapter import compose, labelled_offsets, load_adapter
+from mp2.tuning.methods import get_method
+from mp2.tuning.tune import tune
+from tests.model.test_spans import RAGGED
+from tests.tuning.shots import review_rows, review_task, span_rows, span_task
+
+UNTUNED = "zero-shot-base"
+
+
+def test_the_gradient_of_the_posterior_vanishes_at_them() -> None:
+    scores = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0.0, -1.0])
+    labels = torch.arange(40) % 3
+    offsets = torch.tensor(label_offsets(scores.log_softmax(1), labels))
+    given = (scores.log_softmax(1) + offsets).softmax(1).sum(0)
+    told = torch.bincount(labels)
+    torch.testing.assert_close(given + offsets / SPREAD**2, told.float(), atol=1e-2, rtol=1e-3)
+    assert offsets[0] < offsets[1] < offsets[2]
+
+
+def test_a_model_that_prefers_a_label_is_corrected_and_one_row_cannot_forbid_the_others() -> None:
+    scores = torch.tensor([[3.0, 0.0], [5.0, 0.0], [4.0, 1.9], [3.5, 2.0]]).log_softmax(1)
+    labels = torch.tensor([0, 0, 1, 1])
+    assert (scores.argmax(1) == 0).all()
+    assert ((scores + torch.tensor(label_offsets(scores, labels))).argmax(1) == labels).all()
+    one = label_offsets(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
+    assert one[0] == pytest.approx(-one[1]) and 0 < one[0] < SPREAD
+
+
+def test_they_are_added_to_the_options_of_their_own_task_and_to_no_span() -> None:
+    batch, plain = collate(RAGGED, [0, 1, 0, 1], offsets=[(), (0.5, -1.5)]), collate(RAGGED)
+    logits = torch.randn(*batch.ids.shape, 2, generator=torch.Generator().manual_seed(0))
+    added = option_scores(logits, batch) - option_scores(logits, plain)
+    expected = torch.where(batch.option_row == 1, torch.tensor([0.5, -1.5])[batch.option_index % 2], 0.0)
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=0)
+    shares = option_log_probs(logits, batch)[1]
+    moved = option_log_probs(logits, plain)[1] + torch.tensor([0.5, -1.5])
+    torch.testing.assert_close(shares, moved.log_softmax(0))
+    losses, _ = row_losses(logits, batch, "option")
+    assert losses[1].item() == pytest.approx(-shares[0].item(), abs=1e-5)
+    torch.testing.assert_close(losses[[0, 2, 3]], row_losses(logits, plain, "option")[0][[0, 2, 3]])
+
+
+def test_an_adapter_keeps_them_and_its_dev_score_is_with_them(base: Base, tmp_path: Path) -> None:
+    task = review_task()
+    train, dev = review_rows(task)
+    adapter = tune(base, task, train, dev, get_method(UNTUNED))
+    assert len(adapter.label_offsets) == 2 and any(adapter.label_offsets)
+    adapter.save(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter")
+    assert loaded.label_offsets == adapter.label_offsets == compose(adapter, base).label_offsets
+    assert labelled_offsets(loaded) == dict(zip(task.labels, adapter.label_offsets, strict=True))
+
+    predictor = Predictor(base)
+    predictor.add("with", loaded)
+    adapter.label_offsets = ()
+    predictor.add("without", adapter)
+    (one,), (other,) = (predictor.predict([(name, "音乐很好")]) for name in ("with", "without"))
+    both = predictor.predict([("without", "音乐很好"), ("with", "音乐很好")])
+    moved = torch.tensor(other.answer.options).log() + torch.tensor(loaded.label_offsets)
+    assert one.answer.options == pytest.approx(moved.softmax(0).tolist(), abs=1e-5)
+    for alone, beside in ((other, both[0]), (one, both[1])):
+        assert alone.answer.options == pytest.approx(beside.answer.options, abs=1e-5)
+
+
+def test_spans_and_classifiers_have_none(base: Base) -> None:
+    spans = span_task()
+    rows = span_rows(spans)
+    assert tune(base, spans, rows[:2], rows[2:], get_method(UNTUNED)).label_offsets == ()
+    labels = review_task()
+    assert tune(base, labels, *review_rows(labels), get_method("linear-probing")).label_offsets == ()
+
+
+@pytest.mark.parametrize("value", [3, [0.5], [0.5, "a"], [0.5, float("nan")], {"好": 1.0, "差": 1.0}])
+def test_damaged_ones_are_told_and_an_adapter_of_before_has_none(
+    base: Base, tmp_path: Path, value: object
+) -> None:
+    task = review_task()
+    tune(base, task, *review_rows(task), get_method(UNTUNED)).save(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(facts | {"label_offsets": value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="label_offsets: expected a number for each of 2 labels, got"):
+        load_adapter(tmp_path / "adapter")
+    del facts["label_offsets"]
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    assert load_adapter(tmp_path / "adapter").label_offsets == ()
