@@ -67,7 +67,7 @@ def test_examples_become_a_task_that_answers(call: Client, tmp_path: Path) -> No
     held = state["result"]["held_back"]
     assert held["count"] == 4 and 0 <= held["low"] <= held["value"] <= held["high"] <= 1
     for row in held["rows"]:
-        assert row["expected"] == ROWS[row["row"]]["label"] and row["answer"] in ("好", "坏")
+        assert row["expected"] == ROWS[row["row"] - 1]["label"] and row["answer"] in ("好", "坏")
 
     card = call("GET", "/v1/tasks/shop").json
     assert card["held_back"]["count"] == 4 and "rows" not in card["held_back"]

@@ -91,7 +91,7 @@ def measure(
     Args:
         adapter: The tuned task.
         base: Its base.
-        unseen: Place in the upload and rendered example of each row that was held back.
+        unseen: Place in the upload, from 0, and rendered example of each row that was held back.
         rows: The upload.
     """
     from mp2.serving.predictor import Predictor
@@ -107,7 +107,7 @@ def measure(
     low, high = wilson(value, len(unseen)) if metric == "accuracy" else (None, None)
     answers = [
         {
-            "row": place,
+            "row": place + 1,  # as problems count them
             "expected": "，".join(example.gold_texts),
             "answer": p.answer.text,
             "probability": round(p.answer.probability, 4),

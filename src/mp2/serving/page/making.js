@@ -131,7 +131,7 @@ function heldRows(rows, texts) {
   const body = table.createTBody();
   for (const row of [...rows].sort((a, b) => (a.expected === a.answer) - (b.expected === b.answer))) {
     const line = body.insertRow(), right = row.expected === row.answer;
-    if (texts) line.append(make("td", texts[row.row], "text"));
+    if (texts) line.append(make("td", texts[row.row - 1], "text"));
     line.insertCell().textContent = row.expected || say("noAnswer");
     line.append(make("td", `${right ? "✓" : "✗"} ${row.answer || say("noAnswer")}`, right ? "right" : "wrong"));
     line.insertCell().textContent = percent(row.probability);
