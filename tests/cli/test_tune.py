@@ -121,6 +121,16 @@ def test_refit_learns_from_all_rows_where_a_method_can(base: Base, tmp_path: Pat
     assert refused.exit_code and "cannot learn again" in str(refused.exception)
 
 
+def test_labels_are_calibrated_where_a_task_has_some(base: Base, tmp_path: Path) -> None:
+    result = tune(tmp_path, base, GOOD, "--calibrate", "--refit", "--json")
+    assert result.exit_code == 0, result.output
+    assert len(load_adapter(tmp_path / "a").label_offsets) == 2
+    assert tune(tmp_path, base, GOOD, "--replace", "--json").exit_code == 0
+    assert load_adapter(tmp_path / "a").label_offsets == ()
+    refused = tune(tmp_path, base, GOOD, "--calibrate", "--replace", "--method", "setfit")
+    assert refused.exit_code and "prefers no label" in str(refused.exception)
+
+
 def test_a_search_that_cannot_go_on_leaves_its_best_adapter(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

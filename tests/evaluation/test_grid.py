@@ -242,6 +242,19 @@ def test_a_refit_is_another_variant_and_only_of_gradients(base: Base, grid: Grid
     assert all(record.status == "done" and record.settings.endswith("; refit") for record in found)
 
 
+def test_calibrated_labels_are_another_variant_and_no_matter_to_other_tasks(
+    base: Base, grid: Grid, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="other calibrate make another experiment"):
+        replace(grid, calibrate=True)
+    names = ("zero-shot-base", "linear-probing")
+    again = replace(grid, calibrate=True, variant="calibrated", methods=names, seeds=(8,))
+    run_grid(again, tmp_path / "c.jsonl", base=base, say=lambda _: None)
+    found = read_records([tmp_path / "c.jsonl"])
+    assert {record.method for record in found} == set(names)
+    assert all(record.status == "done" and record.settings.endswith("; calibrated") for record in found)
+
+
 def test_the_clock_counts_each_method_by_itself() -> None:
     slow, fast = get_method("model-tuning"), get_method("zero-shot")
     runs = [Run(m, "lcqmc", s) for s in (8, 13) for m in (slow, fast)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mp2.data.batch import collate
-from mp2.errors import CheckpointError
+from mp2.errors import CheckpointError, ConfigError
 from mp2.model.checkpoint import Base
 from mp2.model.label_offsets import SPREAD, label_offsets
 from mp2.model.spans import option_log_probs, option_scores, row_losses
@@ -18,7 +18,7 @@ from mp2.tuning.adapter import compose, labelled_offsets, load_adapter
 from mp2.tuning.methods import get_method
 from mp2.tuning.tune import tune
 from tests.model.test_spans import RAGGED
-from tests.tuning.shots import review_rows, review_task, span_rows, span_task
+from tests.tuning.shots import BAD, GOOD, review_rows, review_task, span_rows, span_task
 
 UNTUNED = "zero-shot-base"
 
@@ -59,7 +59,8 @@ def test_they_are_added_to_the_options_of_their_own_task_and_to_no_span() -> Non
 def test_an_adapter_keeps_them_and_its_dev_score_is_with_them(base: Base, tmp_path: Path) -> None:
     task = review_task()
     train, dev = review_rows(task)
-    adapter = tune(base, task, train, dev, get_method(UNTUNED))
+    assert tune(base, task, train, dev, get_method(UNTUNED)).label_offsets == ()
+    adapter = tune(base, task, train, dev, get_method(UNTUNED), calibrate=True)
     assert len(adapter.label_offsets) == 2 and any(adapter.label_offsets)
     adapter.save(tmp_path / "adapter")
     loaded = load_adapter(tmp_path / "adapter")
@@ -78,12 +79,29 @@ def test_an_adapter_keeps_them_and_its_dev_score_is_with_them(base: Base, tmp_pa
         assert alone.answer.options == pytest.approx(beside.answer.options, abs=1e-5)
 
 
-def test_spans_and_classifiers_have_none(base: Base) -> None:
+@pytest.mark.parametrize("name", ["mp2-deep-gd", "mp2-deep-bb-router", "mp2-shallow-gd-router", "lora"])
+def test_what_is_tuned_after_them_is_scored_with_them(base: Base, name: str) -> None:
+    task = review_task()
+    train, dev = review_rows(task)
+    adapter = tune(base, task, train, dev, get_method(name), calibrate=True)
+    predictor = Predictor(base)
+    predictor.add("task", adapter)
+    texts = [*GOOD[4:], *BAD[4:]]
+    found = [p.answer.text for p in predictor.predict([("task", text) for text in texts])]
+    right = [one == example.gold_texts[0] for one, example in zip(found, dev, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(adapter.facts["dev"])
+    plain = tune(base, task, train, dev, get_method(name))
+    assert adapter.facts["curve"][0]["dev_loss"] != plain.facts["curve"][0]["dev_loss"]
+
+
+def test_spans_and_classifiers_are_refused(base: Base) -> None:
     spans = span_task()
     rows = span_rows(spans)
-    assert tune(base, spans, rows[:2], rows[2:], get_method(UNTUNED)).label_offsets == ()
+    with pytest.raises(ConfigError, match="no fixed labels"):
+        tune(base, spans, rows[:2], rows[2:], get_method(UNTUNED), calibrate=True)
     labels = review_task()
-    assert tune(base, labels, *review_rows(labels), get_method("linear-probing")).label_offsets == ()
+    with pytest.raises(ConfigError, match="linear-probing: its classifier prefers no label"):
+        tune(base, labels, *review_rows(labels), get_method("linear-probing"), calibrate=True)
 
 
 @pytest.mark.parametrize("value", [3, [0.5], [0.5, "a"], [0.5, float("nan")], {"好": 1.0, "差": 1.0}])
@@ -91,7 +109,7 @@ def test_damaged_ones_are_told_and_an_adapter_of_before_has_none(
     base: Base, tmp_path: Path, value: object
 ) -> None:
     task = review_task()
-    tune(base, task, *review_rows(task), get_method(UNTUNED)).save(tmp_path / "adapter")
+    tune(base, task, *review_rows(task), get_method(UNTUNED), calibrate=True).save(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(facts | {"label_offsets": value}), encoding="utf-8")

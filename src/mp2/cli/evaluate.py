@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mp2.cli.options import LAST_SEED, Json, Model, Precision, Refit, pairs
+from mp2.cli.options import LAST_SEED, Calibrate, Json, Model, Precision, Refit, pairs
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="MP2_DATA")]
 
@@ -61,6 +61,7 @@ def evaluate(
     ] = None,
     precision: Precision = "fp32",
     refit: Refit = False,
+    calibrate: Calibrate = False,
     splits: Annotated[
         str, typer.Option(help="Split to draw from, and split to score; train,dev to choose settings.")
     ] = "pool,test",
@@ -98,6 +99,7 @@ def evaluate(
         settings=pairs("--set", "NAME=VALUE", setting or []),
         precision=precision,
         refit=refit,
+        calibrate=calibrate,
         splits=_two_splits(splits),
         device=default_device(),
     )

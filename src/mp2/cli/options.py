@@ -19,6 +19,12 @@ Refit = Annotated[
         "--refit", help="Then learn again from train and dev rows, for as long as the dev rows said."
     ),
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate", help="First add to each label's score what it lacks on the train rows, untuned."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LAST_SEED)]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mp2.cli.options import Json, Model, Precision, Refit, Seed, pairs
+from mp2.cli.options import Calibrate, Json, Model, Precision, Refit, Seed, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,7 @@ def tune(
     ] = None,
     precision: Precision = "fp32",
     refit: Refit = False,
+    calibrate: Calibrate = False,
     replace: Annotated[bool, typer.Option(help="Replace the adapter folder if it exists.")] = False,
     json_: Json = False,
 ) -> None:
@@ -61,6 +62,7 @@ def tune(
         from mp2.tuning.refit import check_refit
         from mp2.tuning.refit import refit as learn_again
         from mp2.tuning.rows import hold_out, labelled_rows, shared
+        from mp2.tuning.tune import check_calibrate
         from mp2.tuning.tune import tune as run
 
     settings = pairs("--set", "NAME=VALUE", setting or [])
@@ -73,6 +75,8 @@ def tune(
             f"--search {search} lies in --out {out}, which is written whole; name another folder"
         )
     spec, examples = labelled_rows(train, task)
+    if calibrate:
+        check_calibrate(row, spec)
     if dev is not None:
         _, dev_examples = labelled_rows(dev, spec)
         if both := shared(examples, dev_examples):
@@ -97,6 +101,7 @@ def tune(
             row,
             seed=seed,
             precision=precision,
+            calibrate=calibrate,
             progress=progress,
             folder=search,
         )

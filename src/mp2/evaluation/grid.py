@@ -51,6 +51,7 @@ class Grid:
         settings: Setting of a stage -> value in its place (``mp2.evaluation.settings``).
         precision: ``fp32``, or ``bf16`` products.
         refit: Learn again from train and dev rows, for as long as the dev rows said.
+        calibrate: Add to each label's score what it lacks on the train rows, where a task has labels.
         splits: Where the shots come from, and what is scored. ``("train", "dev")`` of upstream tasks chooses
             settings without a look at any test set.
         device: Where the encoder lives.
@@ -69,6 +70,7 @@ class Grid:
     settings: Mapping[str, str] = field(default_factory=dict)
     precision: Precision = "fp32"
     refit: bool = False
+    calibrate: bool = False
     splits: tuple[str, str] = SPLITS
     device: str = "cpu"
 
@@ -83,7 +85,7 @@ class Grid:
             raise ConfigError(f"shots: expected at least 1 row per label, got {wrong[0]}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
-        usual = {"settings": {}, "precision": "fp32", "refit": False, "splits": SPLITS}
+        usual = {"settings": {}, "precision": "fp32", "refit": False, "calibrate": False, "splits": SPLITS}
         other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
         if other and not self.variant:
             raise ConfigError(f"other {other} make another experiment: name it with a variant")
@@ -204,7 +206,8 @@ class Bench:
     def _besides(self) -> str:
         """What of a run is no setting of its method's stages, in words."""
         grid = self.grid
-        return "; bf16 products" * (grid.precision == "bf16") + "; refit" * grid.refit
+        bf16 = grid.precision == "bf16"
+        return "; bf16 products" * bf16 + "; calibrated" * grid.calibrate + "; refit" * grid.refit
 
     def _bank_steps(self, method: Method) -> int:
         if method.holds != "prompts" or not method.bank:
@@ -243,12 +246,14 @@ class Bench:
 
         given = draw.train, draw.dev, run.method
         spec, between = self.tasks[run.task].spec, keep if row else None
+        calibrate = self.grid.calibrate and bool(spec.labels) and not run.method.needs_labels
         adapter = tune(
             self.base,
             spec,
             *given,
             seed=run.seed,
             precision=self.grid.precision,
+            calibrate=calibrate,
             between=between,
         )
         if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result

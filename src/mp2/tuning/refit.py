@@ -75,6 +75,7 @@ def refit(
         replace(method, stages=stages),
         seed=seed,
         precision=precision,
+        calibrate=bool(adapter.label_offsets),
     )
     facts = adapter.facts | {
         "refit": len(train) + len(dev),

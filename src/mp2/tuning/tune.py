@@ -50,6 +50,22 @@ def check_family(method: Method, task: TaskSpec) -> None:
         )
 
 
+def check_calibrate(method: Method, task: TaskSpec) -> None:
+    """Refuse to calibrate labels where there are none, or a classifier that begins anew.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    if not task.labels:
+        raise ConfigError(
+            f"task {task.name} ({task.family}) has no fixed labels whose scores could be calibrated"
+        )
+    if method.needs_labels:
+        raise ConfigError(
+            f"method {method.name}: its classifier prefers no label, and nothing is to be calibrated"
+        )
+
+
 def tune(
     base: Base,
     task: TaskSpec,
@@ -59,6 +75,7 @@ def tune(
     *,
     seed: int = 42,
     precision: Precision = "fp32",
+    calibrate: bool = False,
     progress: Record | None = None,
     folder: Path | str | None = None,
     between: Callable[[int, Adapter], None] | None = None,
@@ -74,6 +91,8 @@ def tune(
         method: The row of the methods table.
         seed: Seed of everything random.
         precision: ``fp32``, or ``bf16`` products, quicker where the processor or card knows them.
+        calibrate: Add to each label's score what it lacks on the train rows before anything is tuned
+            (:mod:`mp2.model.label_offsets`).
         progress: Receives one record per dev score.
         folder: Where a black-box search keeps its state and one line per call; the same arguments with the
             same folder continue it.
@@ -100,6 +119,8 @@ def tune(
                 f" {len(rows)} rows have none), and there is nothing to learn from it"
             )
     check_family(method, task)
+    if calibrate:
+        check_calibrate(method, task)
     base.encoder().check_labels(task.labels)
     begin = time.monotonic()
     seed_everything(seed)
@@ -110,7 +131,7 @@ def tune(
     with autocast(base.device, precision):
         if method.start == "projection":
             _draw_projection(state, shots, seed)
-        if task.labels and not method.needs_labels:  # a fresh classifier prefers no label
+        if calibrate:
             state.label_offsets = offsets_of(state, shots)
         course = Course(state, task, shots, dev_shots, seed, progress)
         course.score(-1, 0, 0.0)
@@ -171,6 +192,8 @@ def _search_run(course: Course, folder: Path | str | None, precision: Precision)
         }
         if precision != "fp32":
             identity["precision"] = precision
+        if state.label_offsets:
+            identity["calibrated"] = "yes"
         store = SearchFolder(folder, identity)
     return SearchRun(course, store)
 
