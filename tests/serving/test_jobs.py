@@ -44,7 +44,7 @@ def call(base: Base, tmp_path: Path) -> Iterator[Client]:
 
 def test_examples_become_a_task_that_answers(call: Client, tmp_path: Path) -> None:
     stopped = call("POST", "/v1/tasks", {**BODY, "name": "stopped"}).json["id"]
-    reply = call("POST", "/v1/tasks", BODY)
+    reply = call("POST", "/v1/tasks", {**BODY, "calibrate": True})
     id_ = reply.json["id"]
     assert (reply.status, reply.json["status"], reply.headers["location"]) == (
         202,
@@ -69,6 +69,7 @@ def test_examples_become_a_task_that_answers(call: Client, tmp_path: Path) -> No
     for row in held["rows"]:
         assert row["expected"] == ROWS[row["row"] - 1]["label"] and row["answer"] in ("好", "坏")
 
+    assert len(load_adapter(tmp_path / "tasks" / "shop").label_offsets) == 2
     card = call("GET", "/v1/tasks/shop").json
     assert card["held_back"]["count"] == 4 and "rows" not in card["held_back"]
     assert len(card["router"]["weights"]) == 3 and card["shots"] == 8
@@ -94,6 +95,7 @@ def test_what_cannot_be_tuned_is_refused_before_it_is_queued(call: Client) -> No
     assert post(examples=[*ROWS, {"text": "x", "label": None}])[:2] == (422, "bad_examples")
     for name in ("../x", "a/b", "", ".jobs", "A", "x" * 65, "名"):
         assert post(name=name)[:2] == (422, "invalid")
+    assert "prefers no label" in post(method="setfit", calibrate=True)[2]
     assert call("GET", "/v1/jobs").json["jobs"] == []
 
 

@@ -47,6 +47,7 @@ class Job:
         held_back: Share of the examples that nothing sees before the final score.
         replace: Whether an adapter of that name is replaced.
         created: Unix time, seconds.
+        calibrate: Whether labels are calibrated first.
         status: How it stands.
         attempts: How often a worker was started.
         ended: Unix time of its end, or 0.
@@ -61,6 +62,7 @@ class Job:
     held_back: float
     replace: bool
     created: float
+    calibrate: bool = False
     status: Status = "queued"
     attempts: int = 0
     ended: float = 0.0
@@ -313,9 +315,19 @@ class Jobs:
             shutil.rmtree(self.folder / job.id, ignore_errors=True)
 
 
-def new_job(name: str, owner: str, method: str, seed: int, held_back: float, *, replace: bool) -> Job:
+def new_job(
+    name: str,
+    owner: str,
+    method: str,
+    seed: int,
+    held_back: float,
+    *,
+    replace: bool,
+    calibrate: bool = False,
+) -> Job:
     """A job that has not been queued yet."""
-    return Job(secrets.token_hex(8), name, owner, method, seed, held_back, replace, time.time())
+    id_ = secrets.token_hex(8)
+    return Job(id_, name, owner, method, seed, held_back, replace, time.time(), calibrate)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -126,6 +126,9 @@ class TuneBody(CheckBody):
 
     name: Name
     method: Annotated[str, StringConstraints(max_length=64)] = "mp2-deep-gd"
+    calibrate: bool = Field(
+        False, description="First add to each label's score what it lacks on the train rows, untuned."
+    )
     replace: bool = Field(False, description="Replace the task of this name if there is one.")
 
 

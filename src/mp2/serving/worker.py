@@ -70,7 +70,16 @@ def run(folder: Path, base_name: str | None) -> dict[str, Any]:
             file.flush()
 
         method = get_method(job["method"])
-        adapter = tune(base, task, parts.train, parts.dev, method, seed=int(job["seed"]), progress=show)
+        adapter = tune(
+            base,
+            task,
+            parts.train,
+            parts.dev,
+            method,
+            seed=int(job["seed"]),
+            calibrate=bool(job.get("calibrate")),
+            progress=show,
+        )
     places = {id(example): place for place, example in enumerate(examples)}
     unseen = [(places[id(example)], example) for example in parts.held_back]
     try:

@@ -45,6 +45,7 @@ function drawReport() {
   const problems = report.problems.map((item) => make("li", say("row", item.message.startsWith("row ") ? 0 : item.row) + item.message));
   if (report.more_problems) problems.push(make("li", say("moreProblems", report.more_problems)));
   at("problems").replaceChildren(...problems);
+  at("calibrate-label").hidden = !["classification", "pair"].includes(report.task?.family);
   at("task-file-details").hidden = !report.task_file;
   if (report.task_file && !at("task-file").value) at("task-file").value = at("task-file").dataset.sent = report.task_file;
 }
@@ -52,6 +53,7 @@ function drawReport() {
 async function adapt(onDone) {
   const name = at("name").value;
   const body = { ...upload(), name, method: at("method").value };
+  if (at("calibrate").checked && !at("calibrate-label").hidden) body.calibrate = true;
   if (state.taskFile) body.task_file = state.taskFile;
   let job;
   try {

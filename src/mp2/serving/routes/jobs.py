@@ -20,7 +20,7 @@ from mp2.serving.routes.tasks import ASKED, checked_upload
 from mp2.serving.service import Service
 from mp2.tasks.infer import dump_task
 from mp2.tuning.methods import get_method
-from mp2.tuning.tune import check_family
+from mp2.tuning.tune import check_calibrate, check_family
 
 router = APIRouter(prefix="/v1", tags=["tuning"])
 HEARTBEAT = 10.0  # seconds of silence after which a stream says that it lives
@@ -42,9 +42,19 @@ async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key
         message = "the examples cannot be used as they are; POST /v1/check shows how they were understood"
         raise ProblemError(422, "bad_examples", message, report["problems"])
     check_family(method, checked.task)
+    if body.calibrate:
+        check_calibrate(method, checked.task)
     _free(service, body)  # another request may have been quicker
     owner = key.name if key else ""
-    job = new_job(body.name, owner, body.method, body.seed, body.held_back, replace=body.replace)
+    job = new_job(
+        body.name,
+        owner,
+        body.method,
+        body.seed,
+        body.held_back,
+        replace=body.replace,
+        calibrate=body.calibrate,
+    )
     service.jobs.submit(job, dump_task(checked.task), checked.rows)
     request.scope[FACTS].update(job=job.id, rows=len(checked.rows))
     state = service.jobs.state(job)
