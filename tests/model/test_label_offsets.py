@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,17 @@ def test_spans_and_classifiers_are_refused(base: Base) -> None:
         tune(base, labels, *review_rows(labels), get_method("linear-probing"), calibrate=True)
 
 
-@pytest.mark.parametrize("value", [3, [0.5], [0.5, "a"], [0.5, float("nan")], {"好": 1.0, "差": 1.0}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        [0.5, 0.5],
+        {"好": 1.0},
+        {"好": 1.0, "坏": 1.0},
+        {"好": True, "差": 1.0},
+        {"好": math.nan, "差": 1.0},
+    ],
+)
 def test_damaged_ones_are_told_and_an_adapter_of_before_has_none(
     base: Base, tmp_path: Path, value: object
 ) -> None:
@@ -113,7 +124,7 @@ def test_damaged_ones_are_told_and_an_adapter_of_before_has_none(
     path = tmp_path / "adapter" / "adapter.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(facts | {"label_offsets": value}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="label_offsets: expected a number for each of 2 labels, got"):
+    with pytest.raises(CheckpointError, match="label_offsets: expected a number for each of 差，好, got"):
         load_adapter(tmp_path / "adapter")
     del facts["label_offsets"]
     path.write_text(json.dumps(facts), encoding="utf-8")

@@ -72,6 +72,9 @@ def test_the_router_that_is_told_is_that_of_the_adapter(base: Base) -> None:
 def test_where_the_start_was_best_nothing_is_learned_again(base: Base) -> None:
     untouched = tune(base, TASK, rows(4), rows(4, start=4), get_method("zero-shot"))
     assert refit(base, untouched, rows(4), rows(4, start=4), get_method("zero-shot")) is untouched
+    calibrated = tune(base, TASK, rows(4), rows(4, start=4), get_method("zero-shot"), calibrate=True)
+    both = refit(base, calibrated, rows(4), rows(4, start=4), get_method("zero-shot"))
+    assert both.facts["refit"] == 8 and both.label_offsets != calibrated.label_offsets
 
 
 @pytest.mark.parametrize("name", ["mp2-deep-bb-router", "mp2-deep-transfer", "linear-probing", "setfit"])

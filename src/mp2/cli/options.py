@@ -22,7 +22,7 @@ Refit = Annotated[
 Calibrate = Annotated[
     bool,
     typer.Option(
-        "--calibrate", help="First add to each label's score what it lacks on the train rows, untuned."
+        "--calibrate", help="First fit one number per label to the train rows, added to its score; then tune."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LAST_SEED)]

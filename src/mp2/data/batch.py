@@ -29,7 +29,7 @@ class MRCBatch:
         options: ``(S, 3)`` window, first and last token of each option.
         option_row: ``(S,)`` row of each option.
         option_index: ``(S,)`` index of each option within its row.
-        offset: ``(S,)`` what is added to the score of each option (``mp2.model.label_offsets``).
+        option_offset: ``(S,)`` what is added to the score of each option (``mp2.model.label_offsets``).
         context: ``(B, 2)`` first and last token of the searchable context; -1 where there is none.
         no_answer: ``(B, 2)`` span of the words that mean "no answer"; -1 where there are none.
         gold: ``(G, 3)`` window, first and last token of gold spans; a row may have several or none.
@@ -48,7 +48,7 @@ class MRCBatch:
     options: Tensor
     option_row: Tensor
     option_index: Tensor
-    offset: Tensor
+    option_offset: Tensor
     context: Tensor
     no_answer: Tensor
     gold: Tensor
@@ -90,7 +90,7 @@ def collate(
     ids = np.full((len(windows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(windows), width), dtype=bool)
     nowhere = (-1, -1)
-    options, option_row, option_index, offset, gold = [], [], [], [], []
+    options, option_row, option_index, option_offset, gold = [], [], [], [], []
     for b, (r, window) in enumerate(windows):
         added = offsets[chosen[r]] if offsets else ()
         ids[b, : len(window.ids)] = window.ids
@@ -99,7 +99,7 @@ def collate(
             options.append((b, first, last))
             option_row.append(r)
             option_index.append(index)
-            offset.append(added[index] if added else 0.0)
+            option_offset.append(added[index] if added else 0.0)
         if window.gold is not None:
             gold.append((b, *window.gold))
     return MRCBatch(
@@ -110,7 +110,7 @@ def collate(
         options=torch.tensor(options, dtype=torch.long).reshape(-1, 3),
         option_row=torch.tensor(option_row, dtype=torch.long),
         option_index=torch.tensor(option_index, dtype=torch.long),
-        offset=torch.tensor(offset),
+        option_offset=torch.tensor(option_offset),
         context=torch.tensor([window.context or nowhere for _, window in windows]).reshape(-1, 2),
         no_answer=torch.tensor([window.no_answer or nowhere for _, window in windows]).reshape(-1, 2),
         gold=torch.tensor(gold, dtype=torch.long).reshape(-1, 3),

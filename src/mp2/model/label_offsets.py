@@ -2,7 +2,7 @@
 
 An encoder that was taught other tasks prefers some words to others: of pairs of questions it may call nine in
 ten alike and yet put those that are alike first. The few labelled rows of a task correct that: one number per
-label, fitted to the untuned model's scores, counts wherever options are scored, in losses and in answers
+label, fitted to the untuned model's scores, counts wherever options are compared, in losses and in answers
 (docs/decisions/0017).
 
 References:

@@ -77,7 +77,7 @@ def option_scores(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") ->
     if score == "logit-product":
         return logits[window, first, 0].float() * logits[window, last, 1].float()
     scores = log_probs(logits, batch)
-    return scores[window, first, 0] + scores[window, last, 1] + batch.offset
+    return scores[window, first, 0] + scores[window, last, 1] + batch.option_offset
 
 
 def option_log_probs(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> list[Tensor]:

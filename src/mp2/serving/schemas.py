@@ -127,7 +127,7 @@ class TuneBody(CheckBody):
     name: Name
     method: Annotated[str, StringConstraints(max_length=64)] = "mp2-deep-gd"
     calibrate: bool = Field(
-        False, description="First add to each label's score what it lacks on the train rows, untuned."
+        False, description="First fit one number per label to the train rows, added to its score; then tune."
     )
     replace: bool = Field(False, description="Replace the task of this name if there is one.")
 
@@ -234,6 +234,7 @@ class JobSummary(BaseModel):
     held_back: float
     replace: bool
     created: float
+    calibrate: bool
     status: Literal["queued", "running", "done", "failed", "cancelled"]
     ended: float
     error: str

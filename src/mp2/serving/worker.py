@@ -116,7 +116,7 @@ def measure(
     low, high = wilson(value, len(unseen)) if metric == "accuracy" else (None, None)
     answers = [
         {
-            "row": place + 1,  # as problems count them
+            "row": place + 1,
             "expected": "，".join(example.gold_texts),
             "answer": p.answer.text,
             "probability": round(p.answer.probability, 4),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Adapter:
                     "bank_fingerprint": self.bank_fingerprint,
                     "injection": self.injection,
                     "answer_length": self.answer_length and asdict(self.answer_length),
-                    "label_offsets": self.label_offsets,
+                    "label_offsets": labelled_offsets(self),
                     "facts": self.facts,
                 },
             )
@@ -114,7 +114,7 @@ def load_adapter(folder: Path | str) -> Adapter:
             read_tensors(folder / "adapter.safetensors"),
             facts["facts"],
             _answer_length(facts.get("answer_length"), folder / "adapter.json"),
-            _label_offsets(facts.get("label_offsets"), len(task.labels), folder / "adapter.json"),
+            _label_offsets(facts.get("label_offsets"), task.labels, folder / "adapter.json"),
         )
     except KeyError as error:
         raise CheckpointError(f"{Where(folder / 'adapter.json')}: key {error} is missing") from error
@@ -134,20 +134,21 @@ def _answer_length(value: Any, path: Path) -> AnswerLength | None:
     return found
 
 
-def _label_offsets(value: Any, labels: int, path: Path) -> LabelOffsets:
-    if not value:
+def _label_offsets(value: Any, labels: Sequence[str], path: Path) -> LabelOffsets:
+    if value is None or value == {}:
         return ()
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    if not numbers or len(value) != labels:
+    fits = isinstance(value, dict) and value.keys() == set(labels)
+    if not fits or not all(type(number) is float and math.isfinite(number) for number in value.values()):
         raise CheckpointError(
-            f"{Where(path)}: label_offsets: expected a number for each of {labels} labels, got {value!r}"
+            f"{Where(path)}: label_offsets: expected a number for each of {'，'.join(labels) or 'no labels'},"
+            f" got {value!r}"
         )
-    return tuple(map(float, value))
+    return tuple(value[label] for label in labels)
 
 
 def labelled_offsets(adapter: Adapter) -> dict[str, float]:
-    """What is added to the score of each label, by its word."""
-    return dict(zip(adapter.task.labels, adapter.label_offsets, strict=True))
+    """What is added to the score of each label, by its word; empty for nothing."""
+    return dict(zip(adapter.task.labels, adapter.label_offsets, strict=bool(adapter.label_offsets)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,11 @@ def check_calibrate(method: Method, task: TaskSpec) -> None:
     """
     if not task.labels:
         raise ConfigError(
-            f"task {task.name} ({task.family}) has no fixed labels whose scores could be calibrated"
+            f"task {task.name} ({task.family}) has no fixed labels to calibrate; leave that out"
         )
     if method.needs_labels:
         raise ConfigError(
-            f"method {method.name}: its classifier prefers no label, and nothing is to be calibrated"
+            f"method {method.name}: its classifier prefers no label: nothing is to be calibrated"
         )
 
 
@@ -228,6 +228,8 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         "seconds": round(seconds, 2),
         "versions": version_facts(),
     }
+    if state.label_offsets:
+        facts |= {"calibrated": True}
     moved = {group for stage in state.method.stages[: best.stage + 1] for group in stage.groups}
     if state.router is not None and state.source is not None:  # for people: composed prompts need it not
         facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}

@@ -45,7 +45,7 @@ function drawReport() {
   const problems = report.problems.map((item) => make("li", say("row", item.message.startsWith("row ") ? 0 : item.row) + item.message));
   if (report.more_problems) problems.push(make("li", say("moreProblems", report.more_problems)));
   at("problems").replaceChildren(...problems);
-  at("calibrate-label").hidden = !["classification", "pair"].includes(report.task?.family);
+  at("calibrate-label").hidden = !report.task?.labels?.length;
   at("task-file-details").hidden = !report.task_file;
   if (report.task_file && !at("task-file").value) at("task-file").value = at("task-file").dataset.sent = report.task_file;
 }
