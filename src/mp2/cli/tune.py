@@ -129,8 +129,9 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
     facts = adapter.facts
     size = sum(file.stat().st_size for file in out.iterdir())
     if json_:
-        wanted = ("seed", "shots", "dev", "calibrated", "refit", "seconds", "tuned_parameters", *SEARCHED)
+        wanted = ("seed", "shots", "dev", "refit", "seconds", "tuned_parameters", *SEARCHED)
         summary = {key: facts[key] for key in wanted if key in facts}
+        summary |= {"calibrated": True} if adapter.label_offsets else {}
         print(
             json.dumps(
                 {"adapter": str(out), "task": spec.name, "method": adapter.method, "bytes": size, **summary}
@@ -141,7 +142,7 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
         f"wrote {out} ({size / 1024:.0f} KiB): dev {spec.metric} {facts['dev']:.3f},"
         f" {facts['tuned_parameters']:,} numbers tuned in {facts['seconds']:.1f} s"
     )
-    if "calibrated" in facts:
+    if adapter.label_offsets:
         print("the scores of labels were calibrated on the train rows")
     if "refit" in facts:
         print(f"learned again from all {facts['refit']} rows; the dev score is of the time before")

@@ -16,7 +16,6 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from mp2.model.checkpoint import Base
 from mp2.model.mrc import SpanHead
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
-from mp2.tuning.adapter import Adapter, compose, labelled_offsets
+from mp2.tuning.adapter import Adapter, answer_files, compose
 
 INPUTS = ("ids", "mask", "prompts", "head_weight", "head_bias", "task")
 OPSET = 18
@@ -143,10 +142,8 @@ def export_onnx(
                 aside / "tasks" / name / "inputs.safetensors",
             )
             write_whole(aside / "tasks" / name / "task.yaml", dump_task(adapter.task))
-            if adapter.answer_length is not None:
-                write_json(aside / "tasks" / name / "answer_length.json", asdict(adapter.answer_length))
-            if adapter.label_offsets:
-                write_json(aside / "tasks" / name / "label_offsets.json", labelled_offsets(adapter))
+            for file, content in answer_files(adapter).items():
+                write_json(aside / "tasks" / name / file, content)
 
 
 def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file: Path) -> None:

@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mp2.model.backbone import Backbone, is_cpt
 from mp2.model.checkpoint import Base
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
-from mp2.tuning.adapter import Adapter, compose, labelled_offsets
+from mp2.tuning.adapter import Adapter, answer_files, compose
 
 README = """# {name}: a prefix for PEFT
 
@@ -43,13 +42,15 @@ hidden = model(input_ids=ids, attention_mask=mask, position_ids=positions).last_
 `head.safetensors` is the span head: start and end logits are `hidden @ weight.T + bias`. `task.yaml` says how
 the text is put together.
 """
-LENGTH = """
+ANSWERS = {
+    "answer_length.json": """
 A span of n tokens scores its start's and its end's log-probability, less (log n - m)^2 / (2 s^2), where m is
 the `mean` and s the `deviation` of `answer_length.json`.
-"""
-OFFSETS = """
+""",
+    "label_offsets.json": """
 A label scores the log-probability of its option's start and end, and its number in `label_offsets.json`.
-"""
+""",
+}
 
 
 def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = False) -> None:
@@ -97,12 +98,9 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
         readme = README.format(**facts, encoder=base.source, length=length)
-        if adapter.answer_length is not None:
-            write_json(aside / "answer_length.json", asdict(adapter.answer_length))
-            readme += LENGTH
-        if adapter.label_offsets:
-            write_json(aside / "label_offsets.json", labelled_offsets(adapter))
-            readme += OFFSETS
+        for file, content in answer_files(adapter).items():
+            write_json(aside / file, content)
+            readme += ANSWERS[file]
         write_whole(aside / "README.md", readme)
 
 

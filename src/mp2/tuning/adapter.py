@@ -151,6 +151,16 @@ def labelled_offsets(adapter: Adapter) -> dict[str, float]:
     return dict(zip(adapter.task.labels, adapter.label_offsets, strict=bool(adapter.label_offsets)))
 
 
+def answer_files(adapter: Adapter) -> dict[str, dict[str, float]]:
+    """What is known of a task's answers beside the model, as exports write it: content by file name."""
+    files = {}
+    if adapter.answer_length is not None:
+        files["answer_length.json"] = asdict(adapter.answer_length)
+    if adapter.label_offsets:
+        files["label_offsets.json"] = labelled_offsets(adapter)
+    return files
+
+
 @dataclass(frozen=True, slots=True)
 class Composed:
     """An adapter made ready for a base: what a forward needs.

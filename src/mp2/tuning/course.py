@@ -60,8 +60,9 @@ def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
     found: list[Tensor] = []
     labels: list[Tensor] = []
     state.model.eval()
+    prompts = state.prompts()
     for batch in micro_batches(state, train.rows):
-        logits = state.model(batch, state.prompts(), state.injection, options_only=True)
+        logits = state.model(batch, prompts, state.injection, options_only=True)
         found += option_log_probs(logits, batch)
         labels.append(batch.answer.cpu())
     return label_offsets(torch.stack(found), torch.cat(labels))

@@ -228,8 +228,6 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         "seconds": round(seconds, 2),
         "versions": version_facts(),
     }
-    if state.label_offsets:
-        facts |= {"calibrated": True}
     moved = {group for stage in state.method.stages[: best.stage + 1] for group in stage.groups}
     if state.router is not None and state.source is not None:  # for people: composed prompts need it not
         facts |= {"router": [[round(v, 4) for v in row] for row in state.router[0].tolist()]}
