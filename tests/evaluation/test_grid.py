@@ -242,6 +242,15 @@ def test_a_refit_is_another_variant_and_only_of_gradients(base: Base, grid: Grid
     assert all(record.status == "done" and record.settings.endswith("; refit") for record in found)
 
 
+def test_bf16_products_stand_in_the_record_and_need_no_name(base: Base, grid: Grid, tmp_path: Path) -> None:
+    quick = replace(grid, precision="bf16", tasks=("chnsent",), methods=("zero-shot-base",), seeds=(8,))
+    run_grid(quick, tmp_path / "b.jsonl", base=base, say=lambda _: None)
+    (record,) = read_records([tmp_path / "b.jsonl"])
+    assert record.status == "done" and record.settings.endswith("; bf16 products")
+    exact = Bench(replace(quick, precision="fp32"), base)
+    assert exact.planned(next(exact.runs())).key == record.key  # one that is done need not be done again
+
+
 def test_calibrated_labels_are_another_variant_and_no_matter_to_other_tasks(
     base: Base, grid: Grid, tmp_path: Path
 ) -> None:
@@ -249,10 +258,14 @@ def test_calibrated_labels_are_another_variant_and_no_matter_to_other_tasks(
         replace(grid, calibrate=True)
     names = ("zero-shot-base", "linear-probing")
     again = replace(grid, calibrate=True, variant="calibrated", methods=names, seeds=(8,))
-    run_grid(again, tmp_path / "c.jsonl", base=base, say=lambda _: None)
+    lines: list[str] = []
+    run_grid(again, tmp_path / "c.jsonl", base=base, say=lines.append)
     found = read_records([tmp_path / "c.jsonl"])
     assert {record.method for record in found} == set(names)
-    assert all(record.status == "done" and record.settings.endswith("; calibrated") for record in found)
+    assert all(record.status == "done" for record in found)
+    done = {record.method for record in found if record.settings.endswith("; calibrated")}
+    assert done == {"zero-shot-base"}  # a classifier has nothing to calibrate, and its record says so
+    assert "linear-probing: no labels to calibrate; it runs as it is" in lines
 
 
 def test_the_clock_counts_each_method_by_itself() -> None:

@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 
 from mp2.model.checkpoint import Base
 from mp2.runtime import write_json
-from mp2.serving.jobs import Quota, new_job
+from mp2.serving.jobs import Job, Quota
 from mp2.serving.service import Service, Settings
 from tests.serving.kit import folder
 from tests.serving.live import Client, in_thread
@@ -49,7 +49,7 @@ JOB = "0123456789abcdef"
 def running(base: Base, tmp_path: Path) -> Iterator[tuple[Client, Service]]:
     """A server with three tasks and an ended job; it takes no new jobs, since a worker is no part of this."""
     path = folder(base, tmp_path / "tasks")
-    job = replace(new_job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False), id=JOB, status="cancelled")
+    job = replace(Job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False), id=JOB, status="cancelled")
     (path / ".jobs" / JOB).mkdir(parents=True)
     write_json(path / ".jobs" / JOB / "job.json", asdict(job))
     with in_thread(Settings(path, str(base.path), quota=Quota(queued=0)), base) as found:

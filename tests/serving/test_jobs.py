@@ -19,7 +19,7 @@ import pytest
 from mp2.errors import CheckpointError
 from mp2.model.checkpoint import Base
 from mp2.runtime import write_json
-from mp2.serving.jobs import Jobs, Quota, new_job
+from mp2.serving.jobs import Job, Jobs, Quota
 from mp2.serving.keys import add_key
 from mp2.serving.service import Settings
 from mp2.serving.store import Store
@@ -125,9 +125,7 @@ def one(tmp_path: Path, base: str | None, quota: Quota, patience: float = 300) -
     async def scene() -> dict[str, Any]:
         jobs = Jobs(Store(tmp_path), base, quota)
         jobs.start()
-        job = jobs.submit(
-            new_job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False), dump_task(REVIEWS), ROWS
-        )
+        job = jobs.submit(Job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False), dump_task(REVIEWS), ROWS)
         async with asyncio.timeout(patience):
             async for event in jobs.events(job.id):
                 if event is not None and event[0] == "end":
@@ -157,7 +155,7 @@ def test_a_job_cancelled_while_its_worker_starts_is_not_waited_for(
             return started[0]
 
         monkeypatch.setattr("mp2.serving.jobs.asyncio.create_subprocess_exec", slow)
-        job = jobs.submit(new_job("shop", "", "m", 1, 0.25, replace=False), "", [])
+        job = jobs.submit(Job("shop", "", "m", 1, 0.25, replace=False), "", [])
         await asyncio.wait_for(jobs._one(job), 60)
         return started[0].returncode
 
@@ -222,7 +220,7 @@ def test_a_server_killed_during_a_job_takes_it_up_again(base: Base, tmp_path: Pa
 def test_a_job_that_was_started_too_often_is_reported_lost(base: Base, tmp_path: Path) -> None:
     async def scene() -> dict[str, Any]:
         jobs = Jobs(Store(tmp_path), str(base.path))
-        job = new_job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False)
+        job = Job("shop", "", "mp2-deep-gd", 1, 0.25, replace=False)
         jobs.submit(job, dump_task(REVIEWS), ROWS)
         jobs._set(job, status="running", attempts=3)
         later = Jobs(Store(tmp_path), str(base.path))
@@ -240,7 +238,7 @@ def test_a_job_that_was_started_too_often_is_reported_lost(base: Base, tmp_path:
 def test_a_finished_adapter_that_was_not_moved_yet_is_moved(base: Base, tmp_path: Path) -> None:
     async def scene() -> None:
         jobs = Jobs(Store(tmp_path), None)
-        job = jobs.submit(new_job("shop", "", "m", 1, 0.25, replace=False), dump_task(REVIEWS), ROWS)
+        job = jobs.submit(Job("shop", "", "m", 1, 0.25, replace=False), dump_task(REVIEWS), ROWS)
         (jobs.folder / job.id / "result.json").write_text("{}", encoding="utf-8")
         folder(base, jobs.folder / job.id / "made")
         os.rename(jobs.folder / job.id / "made" / "reviews", jobs.folder / job.id / "adapter")

@@ -28,7 +28,7 @@ from mp2.tuning.adapter import Adapter
 from mp2.tuning.methods import METHODS, Method, get_method
 from mp2.tuning.parts import check_parts, part_fingerprint
 from mp2.tuning.refit import check_refit, refit
-from mp2.tuning.tune import tune
+from mp2.tuning.tune import not_calibrated, tune
 
 Runner = Literal["local", "ray"]
 
@@ -85,7 +85,8 @@ class Grid:
             raise ConfigError(f"shots: expected at least 1 row per label, got {wrong[0]}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
-        usual = {"settings": {}, "precision": "fp32", "refit": False, "calibrate": False, "splits": SPLITS}
+        # precision is no other experiment: a seed changes scores by more; it stands in the record
+        usual = {"settings": {}, "refit": False, "calibrate": False, "splits": SPLITS}
         other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
         if other and not self.variant:
             raise ConfigError(f"other {other} make another experiment: name it with a variant")
@@ -166,9 +167,13 @@ class Bench:
         """Lines about methods that some of the tasks do not allow; such cells are left out."""
         without = [name for name, task in self.tasks.items() if not task.spec.labels]
         picky = [method.name for method in self.methods if method.needs_labels]
-        return [
+        lines = [
             f"{name}: not for {', '.join(without)}, which have no fixed labels" for name in picky if without
         ]
+        if self.grid.calibrate:
+            as_ever = [*picky, *without]
+            lines += [f"{name}: no labels to calibrate; it runs as it is" for name in as_ever]
+        return lines
 
     def runs(self) -> Iterator[Run]:
         """All runs, seed by seed; a row that is the first stage of another comes after that one."""
@@ -197,17 +202,19 @@ class Bench:
             bank=run.method.bank,
             bank_fingerprint=self._banks[run.method.name],
             test_limit=self.grid.test_rows,
-            settings=run.method.settings + self._besides,
+            settings=run.method.settings + self._besides(run),
             splits=",".join(self.grid.splits),
             bank_steps=self._bank_steps(run.method),
         )
 
-    @property
-    def _besides(self) -> str:
+    def _besides(self, run: Run) -> str:
         """What of a run is no setting of its method's stages, in words."""
         grid = self.grid
         bf16 = grid.precision == "bf16"
-        return "; bf16 products" * bf16 + "; calibrated" * grid.calibrate + "; refit" * grid.refit
+        return "; bf16 products" * bf16 + "; calibrated" * self._calibrates(run) + "; refit" * grid.refit
+
+    def _calibrates(self, run: Run) -> bool:
+        return self.grid.calibrate and not_calibrated(run.method, self.tasks[run.task].spec) is None
 
     def _bank_steps(self, method: Method) -> int:
         if method.holds != "prompts" or not method.bank:
@@ -246,14 +253,13 @@ class Bench:
 
         given = draw.train, draw.dev, run.method
         spec, between = self.tasks[run.task].spec, keep if row else None
-        calibrate = self.grid.calibrate and bool(spec.labels) and not run.method.needs_labels
         adapter = tune(
             self.base,
             spec,
             *given,
             seed=run.seed,
             precision=self.grid.precision,
-            calibrate=calibrate,
+            calibrate=self._calibrates(run),
             between=between,
         )
         if adapter.facts.get("interrupted"):  # what a search had found when Ctrl-C ended it is no result

@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,30 +39,30 @@ class Job:
     """One job, as its ``job.json`` has it.
 
     Attributes:
-        id: Random hexadecimal id.
         name: Name of the task it makes.
         owner: Name of the API key that asked, or empty.
         method: Method it tunes with.
         seed: Seed of everything random.
         held_back: Share of the examples that nothing sees before the final score.
         replace: Whether an adapter of that name is replaced.
-        created: Unix time, seconds.
         calibrate: Whether labels are calibrated first.
+        id: Random hexadecimal id.
+        created: Unix time, seconds.
         status: How it stands.
         attempts: How often a worker was started.
         ended: Unix time of its end, or 0.
         error: Why it failed.
     """
 
-    id: str
     name: str
     owner: str
     method: str
     seed: int
     held_back: float
     replace: bool
-    created: float
     calibrate: bool = False
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    created: float = field(default_factory=time.time)
     status: Status = "queued"
     attempts: int = 0
     ended: float = 0.0
@@ -313,21 +313,6 @@ class Jobs:
         for job in ended[self.quota.kept :]:
             del self._jobs[job.id]
             shutil.rmtree(self.folder / job.id, ignore_errors=True)
-
-
-def new_job(
-    name: str,
-    owner: str,
-    method: str,
-    seed: int,
-    held_back: float,
-    *,
-    replace: bool,
-    calibrate: bool = False,
-) -> Job:
-    """A job that has not been queued yet."""
-    id_ = secrets.token_hex(8)
-    return Job(id_, name, owner, method, seed, held_back, replace, time.time(), calibrate)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -50,20 +50,23 @@ def check_family(method: Method, task: TaskSpec) -> None:
         )
 
 
+def not_calibrated(method: Method, task: TaskSpec) -> str | None:
+    """Why labels cannot be calibrated: there are none, or a classifier begins anew; None where they can."""
+    if not task.labels:
+        return f"task {task.name} ({task.family}) has no fixed labels to calibrate; leave that out"
+    if method.needs_labels:
+        return f"method {method.name}: its classifier prefers no label: nothing is to be calibrated"
+    return None
+
+
 def check_calibrate(method: Method, task: TaskSpec) -> None:
-    """Refuse to calibrate labels where there are none, or a classifier that begins anew.
+    """Refuse to calibrate labels where they cannot be.
 
     Raises:
-        ConfigError: It is so.
+        ConfigError: It is so; see :func:`not_calibrated`.
     """
-    if not task.labels:
-        raise ConfigError(
-            f"task {task.name} ({task.family}) has no fixed labels to calibrate; leave that out"
-        )
-    if method.needs_labels:
-        raise ConfigError(
-            f"method {method.name}: its classifier prefers no label: nothing is to be calibrated"
-        )
+    if reason := not_calibrated(method, task):
+        raise ConfigError(reason)
 
 
 def tune(

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from mp2.serving import schemas
 from mp2.serving.edge import FACTS
-from mp2.serving.jobs import Job, new_job
+from mp2.serving.jobs import Job
 from mp2.serving.keys import Key
 from mp2.serving.problem import ProblemError
 from mp2.serving.routes.access import Caller, ServiceOf, Tuner, refusals
@@ -46,7 +46,7 @@ async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key
         check_calibrate(method, checked.task)
     _free(service, body)  # another request may have been quicker
     owner = key.name if key else ""
-    job = new_job(
+    job = Job(
         body.name,
         owner,
         body.method,
