@@ -70,8 +70,6 @@ def test_other_settings_and_splits_need_a_name_and_stand_in_the_records(base: Ba
     plain = Grid(("chnsent",), ("mp2-deep-gd-router",), (8,), root, tmp_path / "cache", shots=(4,))
     with pytest.raises(ConfigError, match="other settings make another experiment: name it with a variant"):
         replace(plain, settings={"steps": "1"})
-    with pytest.raises(ConfigError, match="other precision make another experiment"):
-        replace(plain, precision="bf16")
     with pytest.raises(ConfigError, match="other splits make another experiment"):
         replace(plain, splits=("train", "dev"))
     with pytest.raises(DataError, match="chnsent has no split 'train'"):
