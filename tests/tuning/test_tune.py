@@ -103,7 +103,9 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
 @pytest.mark.parametrize("name", ["model-tuning", "lora", "mp2-deep-gd", "mp2-shallow-gd"])
 def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -> None:
     row = get_method(name)
-    stages = [Gradient(dict.fromkeys(stage.groups, 0.02), steps=12, eval_every=3) for stage in row.stages]
+    # all weights at the rate of the others are chaotic after a few steps: roundings would grow, on some processors
+    lr = 0.005 if name == "model-tuning" else 0.02
+    stages = [Gradient(dict.fromkeys(stage.groups, lr), steps=12, eval_every=3) for stage in row.stages]
     curves = []
     for precision in PRECISIONS:
         method = replace(row, stages=tuple(stages))
@@ -113,9 +115,8 @@ def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -
         if "prompts" in adapter.tensors:  # nor were they rounded on the way
             assert not torch.equal(adapter.tensors["prompts"], adapter.tensors["prompts"].bfloat16().float())
     whole, half = curves
-    # weights of an earlier step would show at once; later roundings add up, on each processor in its own way
-    assert half != whole and half[:3] == pytest.approx(whole[:3], abs=0.08)
-    assert max(half[-1], whole[-1]) < 0.8 * whole[0]
+    assert half != whole and half == pytest.approx(whole, abs=0.08)
+    assert whole[-1] < 0.8 * whole[0]
 
 
 def test_the_loss_of_a_step_is_that_of_all_its_rows(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
