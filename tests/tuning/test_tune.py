@@ -103,7 +103,7 @@ def test_two_stages_lower_the_loss_and_the_adapter_answers_the_same_after_loadin
 @pytest.mark.parametrize("name", ["model-tuning", "lora", "mp2-deep-gd", "mp2-shallow-gd"])
 def test_bf16_products_are_of_the_weights_of_their_step(base: Base, name: str) -> None:
     row = get_method(name)
-    # all weights at the rate of the others are chaotic after a few steps: roundings would grow, on some processors
+    # all weights at the rate of the others are chaotic after a few steps: roundings grow
     lr = 0.005 if name == "model-tuning" else 0.02
     stages = [Gradient(dict.fromkeys(stage.groups, lr), steps=12, eval_every=3) for stage in row.stages]
     curves = []

@@ -164,7 +164,7 @@ class Bench:
         return {method.name: part_fingerprint(self.base, method) for method in self.methods}
 
     def unfit(self) -> list[str]:
-        """Lines about methods that some of the tasks do not allow, whose cells are left out or not calibrated."""
+        """Lines about methods that some of the tasks do not allow, and what becomes of their cells."""
         without = [name for name, task in self.tasks.items() if not task.spec.labels]
         picky = [method.name for method in self.methods if method.needs_labels]
         lines = [
