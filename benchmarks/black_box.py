@@ -40,7 +40,7 @@ from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.checkpoint import ASSETS, Base, TrainedBank, load_base
 from mp2.model.router import Routing
 from mp2.model.spans import row_losses
-from mp2.runtime import default_device, keep_freed_memory
+from mp2.runtime import autocast, default_device, keep_freed_memory
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.methods import METHODS
@@ -327,16 +327,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer candidates; under five minutes")
     parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
     parser.add_argument("--model", help="base folder; the shipped model when absent")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="products of both ways")
     arguments = parser.parse_args()
     keep_freed_memory()
     base = load_base(arguments.model, default_device())
     task, short = labelled_rows(SHOTS, None)
-    _say(f"{base.name} on {_device()}")
+    _say(f"{base.name} on {_device()}, {arguments.precision}")
     _say(HEADER)
     found = {}
     for texts, examples in (("reviews", long_reviews(task)), ("short", short)):
         for name in ("shallow", "deep"):
-            found[texts, name] = measure(base, name, task, examples, quick=arguments.quick)
+            with autocast(base.device, arguments.precision):
+                found[texts, name] = measure(base, name, task, examples, quick=arguments.quick)
             _show(texts, name, found[texts, name])
     if arguments.json:
         wanted = ("speedup", "max_loss_difference")

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, Ern
 from mp2.data.batch import MRCBatch, collate
 from mp2.data.encode import Encoded, Window
 from mp2.errors import ConfigError
-from mp2.model import population
+from mp2.model import frozen, population
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
 from mp2.model.mrc import MRCModel, SpanHead
@@ -194,6 +194,31 @@ def test_other_encoders(make: Callable[[], Any]) -> None:
         expected = _plain(model, batch, whole, "prefix")
         found = forward(candidates)
         torch.testing.assert_close(found[:, batch.mask], expected[:, batch.mask], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("injection", ["prefix", "add"])
+@pytest.mark.parametrize("few", [True, False])
+def test_under_autocast_all_products_are_in_bf16_and_what_is_kept_in_fp32(
+    model: MRCModel, injection: Injection, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, candidates, seen = _batch(), _prompts(3, 1, seed=5), []
+    product = frozen._Product.product
+    monkeypatch.setattr(
+        frozen._Product, "product", lambda self, *rest: seen.append(self.dtype) or product(self, *rest)
+    )
+    wanted = _wanted(batch) if few else batch.mask
+    for layer in range(LAYERS):
+        exact, half = (Population(model, batch, LENGTH, wanted, injection) for _ in range(2))
+        exact.begin(layer, _prompts(1))
+        expected = exact(candidates)[:, wanted]
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            half.begin(layer, _prompts(1))
+            found = half(candidates)[:, wanted]
+        assert set(seen) == {torch.bfloat16}
+        assert {kept.dtype for kept in (found, half._common.weight, *half._inputs)} == {torch.float32}
+        assert 0 < float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
 def test_no_gradient_is_built_and_nothing_of_the_model_changes(model: MRCModel) -> None:

@@ -82,10 +82,10 @@ class _Product:
         return self.product(x, activation)
 
     def product(self, x: Tensor, activation: str = "none") -> Tensor:
-        """Without a gradient; ``activation`` is ``none`` or ``gelu``."""
+        """Without a gradient, in the type of the product; ``activation`` is ``none`` or ``gelu``."""
         if _ORDERED:
             return _fused(x, self.ordered, self.bias, activation)
-        plain = F.linear(x, self.ordered, self.bias)
+        plain = F.linear(x.to(self.dtype), self.ordered, self.bias)
         return F.gelu(plain) if activation == "gelu" else plain
 
     def back(self, gradient: Tensor) -> Tensor:
@@ -106,13 +106,16 @@ def _ordered(weight: Tensor) -> Tensor:
 def _fused(x: Tensor, ordered: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """The product as oneDNN takes it, ``(..., in)`` to ``(..., out)``, over a round number of rows.
 
+    It is in the weight's type; rows of another are converted by the copy that makes their number round.
     oneDNN compiles a kernel for each number of rows that it meets, in half a millisecond, and keeps the last
     thousand, each of half a mebibyte or more. Batches of ever other shapes would fill that for many minutes.
     """
     shape, wide = x.shape[:-1], x.reshape(-1, x.shape[-1])
     rows = len(wide)
     if rows < (full := round_rows(rows)):
-        wide = F.pad(wide, (0, 0, 0, full - rows))
+        some, wide = wide, wide.new_empty(full, wide.shape[-1], dtype=ordered.dtype)
+        wide[:rows], wide[rows:] = some, 0
+    wide = wide.to(ordered.dtype)
     form = "none" if activation == "gelu" else ""  # gelu's own form: the exact one
     made: Tensor = torch.ops.mkldnn._linear_pointwise(wide, ordered, bias, activation, [], form)
     return made[:rows].view(*shape, made.shape[-1])
@@ -132,12 +135,12 @@ class _ToInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, product: _Product) -> Tensor:
-        ctx.product_ = product
+        ctx.product_, ctx.dtype = product, x.dtype
         return product.product(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.product_.back(gradient), None
+        return ctx.product_.back(gradient).to(ctx.dtype), None
 
 
 _made: WeakKeyDictionary[nn.Linear, dict[tuple[torch.dtype, int], tuple[Any, _Product]]] = WeakKeyDictionary()
@@ -169,20 +172,18 @@ def run(
     Returns:
         ``(B, T, H)``, or ``(B, W, H)``.
     """
-    half = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if half else hidden.dtype
+    dtype = _type_of_products(hidden)
     module = layer.attention.self
     query, key, value = _linears(layer)[:3]
     if prefix is not None and prefix.prompts.dim() < 5:
         prefix = Prefix(project_prompts(module, prefix.prompts), prefix.rows)
     with torch.autocast("cpu", enabled=False):
-        low = hidden.to(dtype)
         if picks is None:
-            q, k, v = _heads(module, _product(dtype, query, key, value)(low), 3)
+            q, k, v = _heads(module, _product(dtype, query, key, value)(hidden), 3)
             found, _ = prefix_attention(module, q, k, v, mask, prefix=prefix)
         else:
-            hidden = at(hidden, picks)
-            (q,) = _heads(module, _product(dtype, query)(hidden.to(dtype)), 1)
+            low, hidden = hidden.to(dtype), at(hidden, picks)
+            (q,) = _heads(module, _product(dtype, query)(hidden), 1)
             if 2 * q.shape[1] * q.shape[2] <= hidden.shape[-1]:
                 found = _absorbed(module, q, low, mask, prefix)
             else:
@@ -239,7 +240,7 @@ def _by_head(states: Tensor, weight: Tensor) -> Tensor:
 
 
 def project(layer: Any, hidden: Tensor, *names: str) -> tuple[Tensor, ...]:
-    """Some of a layer's queries, keys and values.
+    """Some of a layer's queries, keys and values, under autocast in the type of that.
 
     Args:
         layer: Hugging Face's layer, for which :func:`runs` holds.
@@ -250,20 +251,25 @@ def project(layer: Any, hidden: Tensor, *names: str) -> tuple[Tensor, ...]:
         ``(..., H)`` each.
     """
     modules = [getattr(layer.attention.self, name) for name in names]
-    return _product(hidden.dtype, *modules)(hidden).chunk(len(names), dim=-1)
+    return _product(_type_of_products(hidden), *modules)(hidden).chunk(len(names), dim=-1)
+
+
+def _type_of_products(hidden: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
 
 
 def finish(layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
-    """A layer from what its attention found, in the type of that, to its output.
+    """A layer from what its attention found to its output, sums and norms in the type of ``hidden``.
 
     Args:
         layer: Hugging Face's layer, for which :func:`runs` holds.
         attended: ``(..., H)`` before the output projection.
         hidden: ``(..., H)`` at the layer's input.
     """
-    dtype, (output, wide, narrow) = attended.dtype, _linears(layer)[3:]
+    dtype = _type_of_products(attended)
+    output, wide, narrow = _linears(layer)[3:]
     middle = layer.attention.output.LayerNorm(_product(dtype, output)(attended) + hidden)
-    activated = _activated(layer, _product(dtype, wide), middle.to(dtype))
+    activated = _activated(layer, _product(dtype, wide), middle)
     found: Tensor = layer.output.LayerNorm(_product(dtype, narrow)(activated) + middle)
     return found
 

@@ -133,7 +133,7 @@ class Population:
         query, key, value = self._project(layer, hidden, "query", "key", "value")
         query = query[self._picks] if self._is_last(layer) else query
         own = torch.empty_like(heads(module, query), memory_format=torch.contiguous_format)
-        self._kept = _Kept(query, key, value, own, own.new_empty(own.shape[:-1]))
+        self._kept = _Kept(query, key, value, own, hidden.new_empty(own.shape[:-1]))
         pieces = self._windows.pieces(1, self.tokens, self._lanes)
         side_by_side((partial(self._keep_own, piece) for piece in pieces), self._lanes)
         if layer == 0:
@@ -147,7 +147,7 @@ class Population:
         for (a, b), (c, d) in zip(piece.windows, asking, strict=True):
             text = slice(piece.rows.start + a + self._windows.slots, piece.rows.start + b)
             some = slice(queries.start + c, queries.start + d)
-            scores = query[:, some] @ key[:, text].transpose(-1, -2) * scale(module)
+            scores = (query[:, some] @ key[:, text].transpose(-1, -2)).to(kept.weight.dtype) * scale(module)
             kept.weight[:, some] = scores.logsumexp(dim=-1)
             kept.own[:, some] = scores.softmax(dim=-1) @ value[:, text]
 
