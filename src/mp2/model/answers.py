@@ -17,7 +17,7 @@ from mp2.model.bank import Injection
 from mp2.model.label_offsets import LabelOffsets
 from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import Heads, MRCModel
-from mp2.model.spans import Score, SpanAnswer, best_spans, option_log_probs
+from mp2.model.spans import SpanAnswer, best_spans, option_log_probs
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
 
@@ -57,7 +57,6 @@ def answer_rows(
     heads: Heads | None = None,
     lengths: Sequence[AnswerLength | None] | None = None,
     offsets: Sequence[LabelOffsets] | None = None,
-    score: Score = "log-prob",
     tokens: int | None = None,
 ) -> list[Answer]:
     """Answer rows, which may belong to different tasks.
@@ -74,7 +73,6 @@ def answer_rows(
         heads: Span heads of the N tasks; the model's own for all when None.
         lengths: Length of the answers of the N tasks, where it is known.
         offsets: What is added to the scores of the labels of the N tasks; empty for none.
-        score: Option score.
         tokens: Padded tokens a forward may hold; what suits the device when None.
     """
     model.eval()
@@ -104,7 +102,6 @@ def answer_rows(
             [rows[i] for i in group],
             [contexts[i] for i in group],
             [options[i] for i in group],
-            score,
             lengths and [lengths[index] for index in used],
         )
         for i, answer in zip(group, found, strict=True):
@@ -131,14 +128,13 @@ def read_answers(
     rows: Sequence[Encoded],
     contexts: Sequence[str],
     options: Sequence[Sequence[str]],
-    score: Score = "log-prob",
     lengths: Sequence[AnswerLength | None] | None = None,
 ) -> list[Answer]:
     """Answers of one batch from its ``(B, T, 2)`` logits; rows, contexts and options in the batch's order.
 
     ``lengths`` are of the tasks that ``batch.prompt`` tells apart.
     """
-    scored = option_log_probs(logits, batch, score) if len(batch.options) else []
+    scored = option_log_probs(logits, batch) if len(batch.options) else []
     spans = best_spans(logits, batch, lengths) if any(not row.n_options for row in rows) else []
     answers: list[Answer] = []
     first = 0

@@ -16,7 +16,6 @@ from torch import Tensor
 from mp2.data.batch import MRCBatch
 from mp2.model.answer_length import AnswerLength
 
-Score = Literal["log-prob", "logit-product"]
 Loss = Literal["span", "option"]
 
 
@@ -67,22 +66,19 @@ def row_losses(logits: Tensor, batch: MRCBatch, kind: Loss = "span") -> tuple[Te
     return torch.where(known, losses, torch.zeros_like(losses)), known
 
 
-def option_scores(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> Tensor:
-    """Score of every option in the batch, ``(S,)``.
+def option_scores(logits: Tensor, batch: MRCBatch) -> Tensor:
+    """Score of every option in the batch, ``(S,)``: its start's and end's log-probability, and its offset.
 
-    ``log-prob`` sums start and end log-probabilities and the option's offset; ``logit-product`` multiplies
-    raw logits, as the released code does (two negative logits then make a high score).
+    The released code multiplies raw logits instead, so that two negative ones make a high score.
     """
     window, first, last = batch.options.unbind(1)
-    if score == "logit-product":
-        return logits[window, first, 0].float() * logits[window, last, 1].float()
     scores = log_probs(logits, batch)
     return scores[window, first, 0] + scores[window, last, 1] + batch.option_offset
 
 
-def option_log_probs(logits: Tensor, batch: MRCBatch, score: Score = "log-prob") -> list[Tensor]:
+def option_log_probs(logits: Tensor, batch: MRCBatch) -> list[Tensor]:
     """Per row, log-probabilities of its options in order; empty for rows without options."""
-    picked = option_scores(logits, batch, score)
+    picked = option_scores(logits, batch)
     norm = by_row(picked, batch.option_row, batch.rows)
     normalised = (picked - norm[batch.option_row]).cpu()
     order, index = batch.option_row.cpu(), batch.option_index.cpu()
