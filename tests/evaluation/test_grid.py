@@ -14,6 +14,7 @@ from mp2.evaluation import grid as grid_module
 from mp2.evaluation.grid import Bench, Clock, Grid, Run, run_grid
 from mp2.evaluation.protocol import SPLITS, FewShotTask
 from mp2.evaluation.records import read_records
+from mp2.evaluation.results import Results
 from mp2.model.checkpoint import Base, load_bank
 from mp2.tasks import catalogue
 from mp2.tuning.asktell import Array
@@ -95,11 +96,12 @@ def test_ctrl_c_in_a_search_stops_the_grid_and_leaves_no_record(
     row = replace(get_method("mp2-deep-bb"), stages=(Cma(calls=12, popsize=6),))
     monkeypatch.setitem(METHODS, row.name, row)
     searched = replace(grid, tasks=("chnsent",), methods=(row.name,), seeds=(8,))
-    out, real = tmp_path / "records.jsonl", Objective.__call__
+    out, real, asked = tmp_path / "records.jsonl", Objective.__call__, list[int]()
 
     def interrupted(self: Objective, candidates: Array) -> Array:
-        if self.calls:
+        if asked:
             raise KeyboardInterrupt
+        asked.append(len(candidates))
         return real(self, candidates)
 
     with monkeypatch.context() as patch:
@@ -266,6 +268,65 @@ def test_calibrated_labels_are_another_variant_and_no_matter_to_other_tasks(
     done = {record.method for record in found if record.settings.endswith("; calibrated")}
     assert done == {"zero-shot-base"}  # a classifier has nothing to calibrate, and its record says so
     assert "linear-probing: no labels to calibrate; it runs as it is" in lines
+    Results(found)  # one report takes them
+    plain = replace(again, calibrate=False)
+    with pytest.raises(ConfigError, match="was run with settings nothing tuned; calibrated"):
+        run_grid(plain, tmp_path / "c.jsonl", base=base, say=lambda _: None)
+
+
+def test_tasks_without_labels_stand_beside_calibrated_ones(base: Base, grid: Grid, tmp_path: Path) -> None:
+    both = replace(grid, calibrate=True, variant="calibrated", methods=("zero-shot-base",), seeds=(8,))
+    run_grid(both, tmp_path / "c.jsonl", base=base, say=lambda _: None)
+    found = read_records([tmp_path / "c.jsonl"])
+    assert {(r.task, r.settings) for r in found} == {
+        ("chnsent", "nothing tuned; calibrated"),
+        ("cote-bd", "nothing tuned"),
+    }
+    Results(found)
+    (labelled,) = (record for record in found if record.task == "chnsent")
+    with pytest.raises(ConfigError, match="calibration: zero-shot-base on chnsent, calibrated: 1 runs"):
+        Results([*found, replace(labelled, seed=13, settings="nothing tuned")])
+
+
+@pytest.mark.parametrize("splits", [("pool", "pool"), ("test", "test"), ("test", "pool")])
+def test_nothing_is_learned_from_the_rows_that_are_scored(grid: Grid, splits: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="splits: expected one to draw from, not test, and another"):
+        replace(grid, splits=splits, variant="other")
+
+
+def test_what_is_refused_leaves_no_empty_file(base: Base, grid: Grid, tmp_path: Path) -> None:
+    one = replace(grid, tasks=("chnsent",), methods=("zero-shot-base",), seeds=(8,), variant="v")
+    run_grid(one, tmp_path / "known.jsonl", base=base, say=lambda _: None)
+    out, known = tmp_path / "new.jsonl", [tmp_path / "known.jsonl"]
+    with pytest.raises(ConfigError, match="name it with another variant"):
+        run_grid(replace(one, calibrate=True), out, base=base, known=known)
+    with pytest.raises(ConfigError, match="the runner local joins no cluster"):
+        run_grid(one, out, base=base, address="10.0.0.1:6379")
+    assert not out.exists()
+
+
+def test_all_methods_are_those_that_the_base_can_start(
+    base: Base, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ("zero-shot-base", "multi-task-model-tuning")
+    monkeypatch.setattr(grid_module, "METHODS", {name: METHODS[name] for name in two})
+    lines: list[str] = []
+    every = replace(grid, tasks=("chnsent",), methods=("all",), seeds=(8,))
+    assert run_grid(every, tmp_path / "r.jsonl", base=base, say=lines.append) == (1, 0)
+    assert "not here: multi-task-model-tuning: no bank of encoder 'multitask'" in lines
+
+
+def test_calls_count_every_pass_over_the_rows(base: Base, grid: Grid, tmp_path: Path) -> None:
+    names, settings = ("model-tuning", "linear-probing"), {"steps": "6", "eval_every": "2"}
+    one = replace(grid, tasks=("chnsent",), methods=names, seeds=(8,), settings=settings, variant="v")
+    run_grid(one, tmp_path / "r.jsonl", base=base, say=lambda _: None)
+    calls = {record.method: record.calls for record in read_records([tmp_path / "r.jsonl"])}
+    assert calls == {"model-tuning": 6, "linear-probing": 1}
+    again = replace(one, methods=("model-tuning",), refit=True, variant="w")
+    run_grid(again, tmp_path / "s.jsonl", base=base, say=lambda _: None)
+    (record,) = read_records([tmp_path / "s.jsonl"])
+    kept = max(record.curve, key=lambda point: (point["dev"], -point["dev_loss"]))
+    assert record.calls == 6 + kept["step"]
 
 
 def test_the_clock_counts_each_method_by_itself() -> None:

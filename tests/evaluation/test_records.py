@@ -133,6 +133,23 @@ def test_a_run_that_was_done_otherwise_is_not_taken_for_done(tmp_path: Path) -> 
             done_keys([path], [record(seed=8, **change)])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scores": "zz"}, "damaged scores"),
+        ({"scores": "f"}, "expected scores of 200 test rows, got 4"),
+        ({"scores": 7}, "damaged scores"),
+    ],
+)
+def test_damaged_scores_are_refused_with_their_place(
+    change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"format": 1, **asdict(record()), **change}) + "\n", "utf-8")
+    with pytest.raises(DataError, match=rf"r\.jsonl:1: {said}"):
+        read_records([path])
+
+
 def test_the_first_records_were_of_pool_and_test(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     old = {name: value for name, value in asdict(record()).items() if name != "splits"}

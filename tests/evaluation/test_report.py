@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mp2.cli.main import app
-from mp2.errors import ConfigError, DataError
+from mp2.errors import ConfigError, DataError, WriteError
 from mp2.evaluation import drawing, figures
 from mp2.evaluation.figures import ablation_figure
 from mp2.evaluation.records import Record
@@ -79,7 +79,9 @@ class _Ids(HTMLParser):
 def test_all_files_are_written_and_the_page_stands_alone(
     records: list[Record], base: Base, tmp_path: Path, fonts: bool
 ) -> None:
-    report = build_report(Results(records), base=base)
+    report = build_report(
+        Results([replace(r, base_fingerprint=base.fingerprint) for r in records]), base=base
+    )
     assert {"figure3", "figure4a", "figure4b", "ablation-k"} <= set(report.figures)
     files = {str(path.relative_to(tmp_path)) for path in report.write(tmp_path)}
     assert {
@@ -237,6 +239,16 @@ def test_the_command_prints_and_writes(records: list[Record], tmp_path: Path) ->
     assert done.exit_code == 0 and (out / "report.html").is_file()
     shown = CliRunner().invoke(app, ["report", str(path)])
     assert "paper: Shallow MP2" in shown.output
+    (out / "tables" / "old.csv").write_text("")
+    again = CliRunner().invoke(app, ["report", str(path), "--out", str(out)])
+    assert "not of this report, from one before: old.csv" in again.output
+    (out / "report.md").write_text("kept")
+    (out / "tables" / "cells.csv").unlink()
+    (out / "tables" / "cells.csv").mkdir()
+    half = CliRunner().invoke(app, ["report", str(path), "--out", str(out)])
+    assert isinstance(half.exception, WriteError) and (out / "report.md").read_text() == "kept"
+    other = CliRunner().invoke(app, ["report", str(path), "--model", "mp2-tiny-zh"])
+    assert isinstance(other.exception, ConfigError) and "the records are of micro" in str(other.exception)
     twice = CliRunner().invoke(app, ["report", str(path), str(path)])
     assert isinstance(twice.exception, DataError)
 
@@ -248,6 +260,7 @@ def test_the_evaluate_command_says_what_is_wrong(tmp_path: Path, monkeypatch: py
         ([], "give the folder of the data sets"),
         (["--root", str(tmp_path), "--seeds", "a"], "--seeds: expected whole numbers"),
         (["--root", str(tmp_path), "--bank", "deep"], "expected NAME=FOLDER"),
+        (["--root", str(tmp_path), "--set", "a=1", "--set", "a=2"], "a stands twice, as '1' and '2'"),
     ):
         done = CliRunner().invoke(app, [*common, *extra])
         assert isinstance(done.exception, ConfigError) and said in str(done.exception)

@@ -45,6 +45,13 @@ def test_a_setting_reaches_every_stage_that_has_it_or_the_one_that_is_named() ->
     assert isinstance(searched.stages[1], Cma) and searched.stages[1].sigma == (0.2, 0.3)
 
 
+def test_a_setting_that_another_took_away_is_refused() -> None:
+    (searched,) = with_settings([get_method("mp2-deep-bb")], {"2.calls": "400", "2.rounds": "6"})
+    assert isinstance(searched.stages[1], Cma) and searched.stages[1].rounds == 6
+    with pytest.raises(ConfigError, match=r"no method here has a setting '2\.calls'"):
+        with_settings([get_method("mp2-deep-bb")], {"2.rounds": "6", "2.calls": "400"})
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -130,3 +137,7 @@ def test_variants_are_ranked_on_the_tasks_and_seeds_that_all_of_them_ran() -> No
     assert table.rows[1][4].text.startswith(f"{expected} (") and table.rows[1][-2].text == expected
     assert table.rows[0][5].text == "–" != table.rows[1][5].text  # one variant has it not
     assert variants_table(Results([r for r in rows if not r.variant])) is None
+    apart = variants_table(Results([*rows, replace(rows[0], variant="k-2", seed=100)]))  # shares no seed
+    assert apart is not None and [row[1:] for row in apart.rows] == [
+        row[1:] for row in (variants_table(Results(rows)) or apart).rows
+    ]

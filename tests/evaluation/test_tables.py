@@ -161,6 +161,16 @@ def test_mixed_records_are_refused_unless_asked(change: dict[str, object], said:
     with pytest.raises(ConfigError, match=f"pass --mixed .*\n  {said}"):
         Results(records)
     assert Results(records, mixed=True).objections
+
+
+def test_a_run_with_fewer_test_rows_is_no_replacement_of_one_with_more() -> None:
+    # of 24 rows in all, 0 (all) and 100 take the same ones
+    with pytest.raises(ConfigError, match="test rows asked for: mp2-deep-gd on lcqmc, seed 8, all: 1 runs"):
+        Results([record(test_limit=0), record(test_limit=100)])
+
+
+def test_one_model_under_two_paths_is_one_model() -> None:
+    Results([record(base="runs/enc"), record(seed=13, base="/data/runs/enc")])
     assert not mixtures([record(seed=8), record(seed=13), record(seed=21, settings="")])
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -369,6 +371,22 @@ def test_lines_of_a_save_that_failed_are_written_once(
     assert lines(tmp_path) == [{"call": 1}, {"call": 2}]
 
 
+def test_two_searches_in_one_folder_are_refused_and_copies_of_states_are_none(
+    base: Base, tmp_path: Path
+) -> None:
+    row = method("mp2-deep-bb", ROUTER)
+    first = run(base, row, folder=tmp_path)
+    with (
+        SearchFolder(tmp_path, {}).held(),
+        pytest.raises(ConfigError, match="another search is running in it"),
+    ):
+        run(base, row, folder=tmp_path)
+    state = max(tmp_path.glob("state-*"))
+    shutil.copytree(state, tmp_path / f"{state.name}-backup")
+    again = run(base, row, folder=tmp_path)
+    assert again.facts["curve"] == first.facts["curve"]
+
+
 CONVERGED = replace(FUSED, sigma=(1e-13, 1e-13))
 
 
@@ -438,11 +456,12 @@ def test_a_loss_that_is_not_finite_is_an_error_that_carries_the_best_adapter(
 
 def _fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException | None) -> None:
     """An objective that raises, or returns NaN, once some calls were made."""
-    original = objectives.Objective.__call__
+    original, asked = objectives.Objective.__call__, Counter[objectives.Objective]()
 
     def failing(self: objectives.Objective, candidates: Any) -> Any:
         losses = original(self, candidates)
-        if self.calls > calls:
+        asked[self] += len(candidates)
+        if asked[self] > calls:
             if error is not None:
                 raise error
             losses[:] = np.nan

@@ -49,7 +49,6 @@ def test_router_candidates(base: Base, method: str, kind: SearchLoss) -> None:
         expected = _plain(objective, state.bank.compose(router_weights(logits, state.routing)), kind)
         assert loss == pytest.approx(expected, abs=1e-5)
     assert np.ptp(found) > 1e-2
-    assert objective.calls == 5
 
 
 @pytest.mark.parametrize("kind", ["option", "span"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -134,8 +135,13 @@ def report(
     if out is None:
         print(made.markdown())
         return
-    for path in made.write(out):
+    written = made.write(out)
+    for path in written:
         print(path)
+    kinds = {path.suffix for path in written}
+    there = [path for name in ("tables", "figures") for path in sorted((out / name).glob("*"))]
+    if old := [path.name for path in there if path.suffix in kinds and path not in written]:
+        print(f"not of this report, from one before: {', '.join(old)}", file=sys.stderr)
 
 
 def _listed(text: str) -> tuple[str, ...]:

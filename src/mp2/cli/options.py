@@ -32,11 +32,16 @@ def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
     """Values of the form ``NAME=VALUE`` as a dictionary.
 
     Raises:
-        ConfigError: One has no equals sign.
+        ConfigError: One has no equals sign, or a name stands twice.
     """
     from mp2.errors import ConfigError
 
+    found: dict[str, str] = {}
     for value in values:
-        if "=" not in value:
+        name, equals, after = value.partition("=")
+        if not equals:
             raise ConfigError(f"{option}: expected {form}, got {value!r}")
-    return {name: after for name, _, after in (value.partition("=") for value in values)}
+        if name in found:
+            raise ConfigError(f"{option}: {name} stands twice, as {found[name]!r} and {after!r}")
+        found[name] = after
+    return found

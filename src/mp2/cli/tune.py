@@ -38,7 +38,8 @@ def tune(
     search: Annotated[
         Path | None,
         typer.Option(
-            help="Folder from which the same command continues a black-box search, also after a kill."
+            help="Folder from which the same command continues a black-box search, also after a kill (after"
+            " Ctrl-C, which leaves an adapter, with --replace)."
         ),
     ] = None,
     setting: Annotated[
@@ -115,7 +116,7 @@ def tune(
         if "refit" not in adapter.facts and not json_:
             _say("the dev rows had kept the start: there is nothing to learn again")
     adapter.save(out, replace=replace)
-    _report(adapter, spec, out, json_)
+    _report(adapter, spec, out, json_, resumable=search is not None)
 
 
 def _show(record: dict[str, float]) -> None:
@@ -125,7 +126,7 @@ def _show(record: dict[str, float]) -> None:
     _say(f"{stage:8} step {int(record['step']):4d}{loss}  dev {record['dev']:.3f}{best}")
 
 
-def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
+def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool, *, resumable: bool) -> None:
     facts = adapter.facts
     size = sum(file.stat().st_size for file in out.iterdir())
     if json_:
@@ -149,7 +150,8 @@ def _report(adapter: Adapter, spec: TaskSpec, out: Path, json_: bool) -> None:
     if facts.get("similar_tasks"):
         print(f"most like the known tasks {', '.join(name for name, _ in facts['similar_tasks'][:3])}")
     if facts.get("interrupted"):
-        print("the search was interrupted: this is its best so far")
+        more = "; the same command with --replace goes on" if resumable else ""
+        print(f"the search was interrupted: this is its best so far{more}")
     print(f"the task as it was understood: {out / 'task.yaml'}")
 
 

@@ -19,15 +19,16 @@ from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, DataError, nearest
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
-from mp2.evaluation.records import Record, done_keys, open_records, pack_scores
+from mp2.evaluation.records import CALIBRATED, Record, done_keys, open_records, pack_scores
 from mp2.evaluation.runners import run_here, run_on_ray
 from mp2.evaluation.settings import with_settings
 from mp2.model.checkpoint import Base, load_base
 from mp2.runtime import Precision, autocast, version_facts
 from mp2.tuning.adapter import Adapter
 from mp2.tuning.methods import METHODS, Method, get_method
-from mp2.tuning.parts import check_parts, part_fingerprint
+from mp2.tuning.parts import check_parts, lacking, part_fingerprint
 from mp2.tuning.refit import check_refit, refit
+from mp2.tuning.stages import Probe
 from mp2.tuning.tune import not_calibrated, tune
 
 Runner = Literal["local", "ray"]
@@ -39,7 +40,7 @@ class Grid:
 
     Attributes:
         tasks: Names of suites or tasks.
-        methods: Names of methods, or ``all``.
+        methods: Names of methods, or ``all`` for which the base has what they start from.
         seeds: Seeds of the few-shot draws.
         root: Folder of the data sets.
         cache: Folder of prepared data.
@@ -85,6 +86,11 @@ class Grid:
             raise ConfigError(f"shots: expected at least 1 row per label, got {wrong[0]}")
         if self.test_rows < 0:
             raise ConfigError(f"test rows: expected 0 (all) or more, got {self.test_rows}")
+        if self.splits[0] == self.splits[1] or self.splits[0] == "test":
+            names = ",".join(self.splits)
+            raise ConfigError(
+                f"splits: expected one to draw from, not test, and another to score, got {names}"
+            )
         # precision is no other experiment: a seed changes scores by more; it stands in the record
         usual = {"settings": {}, "refit": False, "calibrate": False, "splits": SPLITS}
         other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
@@ -140,6 +146,10 @@ class Bench:
         self.grid, self.methods = grid, grid.rows
         specs, self.absent = at_hand(grid.tasks, grid.root)
         self.base = base or load_base(grid.model, grid.device)
+        if grid.methods == ("all",):
+            gone = {name: what for what, names in lacking(self.base, self.methods).items() for name in names}
+            self.methods = tuple(method for method in self.methods if method.name not in gone)
+            self.absent += [f"{name}: no {what}" for name, what in gone.items()]
         check_parts(self.base, self.methods)
         replaced = [name for name in grid.banks if name in self.base.banks]
         if replaced and not grid.variant:
@@ -211,7 +221,7 @@ class Bench:
         """What of a run is no setting of its method's stages, in words."""
         grid = self.grid
         bf16 = grid.precision == "bf16"
-        return "; bf16 products" * bf16 + "; calibrated" * self._calibrates(run) + "; refit" * grid.refit
+        return "; bf16 products" * bf16 + CALIBRATED * self._calibrates(run) + "; refit" * grid.refit
 
     def _calibrates(self, run: Run) -> bool:
         return self.grid.calibrate and not_calibrated(run.method, self.tasks[run.task].spec) is None
@@ -291,7 +301,7 @@ class Bench:
             kept_stage=facts["kept_stage"],
             seconds=facts["seconds"],
             test_seconds=round(time.monotonic() - begin, 2),
-            calls=_calls(adapter),
+            calls=_calls(adapter, run.method),
             tuned_parameters=facts["tuned_parameters"],
             peak_memory=peak,
         )
@@ -307,14 +317,18 @@ def shorter_rows(methods: Sequence[Method]) -> dict[str, Method]:
     }
 
 
-def _calls(adapter: Adapter) -> int:
-    """Passes over the train rows: of each stage its calls, as a search counted them, or its steps."""
+def _calls(adapter: Adapter, method: Method) -> int:
+    """Passes over the train rows: of each stage its calls, as a search counted them, or its steps.
+
+    A probe reads them once, whatever it fits to what it read; learning again from all rows counts too.
+    """
     last: dict[int, int] = {}
     for point in adapter.facts["curve"]:
         stage = int(point["stage"])
-        last[stage] = max(last.get(stage, 0), int(point["step"]))
+        once = stage >= 0 and isinstance(method.stages[stage], Probe)
+        last[stage] = 1 if once else max(last.get(stage, 0), int(point["step"]))
     searched = {int(stage): int(calls) for stage, calls in adapter.facts.get("calls", {}).items()}
-    return sum((last | searched).values())
+    return sum((last | searched).values()) + int(adapter.facts.get("refit_steps", 0))
 
 
 def run_grid(
@@ -346,10 +360,13 @@ def run_grid(
     Raises:
         Mp2Error: Something that all runs need is not there; told before anything runs.
     """
+    if address is not None and runner != "ray":
+        raise ConfigError(f"address {address}: the runner {runner} joins no cluster; name the runner ray")
     for path in known:
         if not path.is_file():
             raise DataError(f"{path}: no such records file, whose runs could be left out")
-    bench = Bench(grid, base)  # first: what it refuses leaves no empty file
+    bench = Bench(grid, base)
+    pending(bench, [out, *known])  # what either refuses leaves no empty file
     with open_records(out) as file:
         for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():
             say(line)

@@ -110,6 +110,7 @@ class Record:
         return unpack_scores(self.scores, self.test_rows)
 
 
+CALIBRATED = "; calibrated"  # in the settings of a run whose labels were
 FIELDS = tuple(item.name for item in fields(Record))
 
 
@@ -196,9 +197,16 @@ def _parse(value: Any, where: Where) -> Record:
         raise DataError(f"{where}: expected a record of format {FORMAT}, got {found!r}")
     known = {name: item for name, item in value.items() if name in FIELDS}
     try:
-        return Record(**known)
+        record = Record(**known)
     except TypeError as error:
         raise DataError(f"{where}: not a record: {str(error).removeprefix('Record.__init__() ')}") from error
+    try:
+        rows = len(record.row_scores)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: damaged scores: {error}") from error
+    if rows != record.test_rows:
+        raise DataError(f"{where}: expected scores of {record.test_rows} test rows, got {rows}")
+    return record
 
 
 class RecordFile:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mp2.errors import DataError
+from mp2.errors import ConfigError, DataError
 from mp2.evaluation import compared, drawing, tables
 from mp2.evaluation.figures import all_figures
 from mp2.evaluation.page import figure_title, page
@@ -21,7 +21,7 @@ from mp2.evaluation.results import Results
 from mp2.evaluation.typeset import FORMS, Table, markdown
 from mp2.evaluation.variants import variants_table
 from mp2.model.checkpoint import Base
-from mp2.runtime import write_whole
+from mp2.runtime import check_file, write_whole
 
 SUITES = (*tables.SUITE_TITLES, "other")
 
@@ -63,6 +63,8 @@ class Report:
                 files[folder / "tables" / f"{table.name}.{ending}"] = form(table)
         for table in self.long:
             files[folder / "tables" / f"{table.name}.csv"] = FORMS["csv"](table)
+        for path in files:
+            check_file(path)
         for path, content in files.items():
             write_whole(path, content)
         return list(files)
@@ -79,7 +81,14 @@ def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: B
         results: The results.
         leaks: Task -> share of its test rows in other tasks' files (:func:`read_leaks`).
         base: The base, for Table 1 and Figure 5.
+
+    Raises:
+        ConfigError: No record is of that base.
     """
+    models = {record.base_fingerprint: record.base for record in results.records}
+    if base is not None and base.fingerprint not in models:
+        shown = ", ".join(f"{name} ({fingerprint})" for fingerprint, name in models.items())
+        raise ConfigError(f"{base.name} ({base.fingerprint}): the records are of {shown}")
     report = Report(remarks=_remarks(results))
     found = compared.comparisons(results)
     for suite in SUITES:

@@ -9,27 +9,42 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from mp2.errors import ConfigError
-from mp2.evaluation.records import Record
+from mp2.evaluation.records import CALIBRATED, Record
 from mp2.evaluation.statistics import Matrix
 
 Facet = Callable[[Record], tuple[str, str]]
 Value = TypeVar("Value")
 # Each gives a group and a value; within a group all records must have one value (empty: not recorded).
 FACETS: dict[str, Facet] = {
-    "models": lambda r: ("", f"{r.base} ({r.base_fingerprint})"),
+    # a folder's name, not its place: the same model may be named by two paths
+    "models": lambda r: ("", f"{Path(r.base).name} ({r.base_fingerprint})"),
     "banks": lambda r: (f"{r.variant}/{r.method}", r.bank_fingerprint and f"{r.method} {r.bank_fingerprint}"),
     "package versions": lambda r: ("", str(r.versions.get("mp2"))),
     "method versions": lambda r: (r.method, f"{r.method} v{r.method_version}"),
-    "settings": lambda r: (f"{r.variant}/{r.method}", f"{r.method}: {r.settings}" if r.settings else ""),
+    "settings": lambda r: (f"{r.variant}/{r.method}", r.settings and f"{r.method}: {_uncalibrated(r)}"),
+    # by task: those without labels run as they are
+    "calibration": lambda r: (
+        f"{r.variant}/{r.method}/{r.task}",
+        r.settings and f"{r.method} on {r.task}{'' if _uncalibrated(r) == r.settings else ', calibrated'}",
+    ),
     "task versions": lambda r: (r.task, f"{r.task} v{r.task_version}"),
     "test rows": lambda r: (r.task, f"{r.task}: {r.test_rows} rows ({r.test_key})"),
     "few-shot draws": lambda r: (f"{r.task}/{r.seed}/{r.shots}", f"{r.task} seed {r.seed} ({r.draw})"),
+    "test rows asked for": lambda r: (
+        f"{r.variant}/{r.method}/{r.shots}/{r.task}/{r.seed}",
+        f"{r.method} on {r.task}, seed {r.seed}, {r.test_limit or 'all'}",
+    ),
 }
+
+
+def _uncalibrated(record: Record) -> str:
+    return record.settings.replace(CALIBRATED, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ def with_settings(methods: Iterable[Method], settings: Mapping[str, str]) -> tup
         ConfigError: A setting that no method here has (the nearest is named), or a value of another kind.
     """
     changed = tuple(methods)
-    names = list(dict.fromkeys(name for method in changed for name in _names(method)))
     for name, value in settings.items():
-        if name not in names:
+        names = list(dict.fromkeys(name for method in changed for name in _names(method)))
+        if name not in names:  # or no longer: rounds take the calls away
             raise ConfigError(f"no method here has a setting {name!r}; {nearest(name, names, shown=40)}")
         changed = tuple(_changed(method, name, value) for method in changed)
     return changed

@@ -40,11 +40,11 @@ def variants_table(results: Results) -> Table | None:
     for method in dict.fromkeys(method for variant in named for method in results.methods(variant)):
         table.rows.extend(_rows(results, method, tasks))
     table.notes.append(
-        "Mean (sample std over seeds), on the seeds that all variants of the method have on a task; the"
-        " average and its interval (bootstrap over seeds and test rows) are over the tasks that all of them"
-        " ran. Variants joined by = are one run under several names. Bank steps: how long the bank was"
-        " pre-trained, – where the records do not say; banks of unlike length differ by more than what the"
-        " variant is named for."
+        "Mean (sample std over seeds), on the seeds that all variants of the method have on a task (a variant"
+        " that shares none with the others is left out there); the average and its interval (bootstrap over"
+        " seeds and test rows) are over the tasks that all of them ran. Variants joined by = are one run"
+        " under several names. Bank steps: how long the bank was pre-trained, – where the records do not"
+        " say; banks of unlike length differ by more than what the variant is named for."
     )
     return table
 
@@ -54,12 +54,12 @@ def _rows(results: Results, method: str, tasks: list[str]) -> list[list[Text]]:
     cells = {v: row for v in results.variants if (row := results.cells(tasks, v).get(method))}
     for task in tasks:
         having = [row for row in cells.values() if task in row]
-        seeds = set[int].intersection(*(set(row[task].seeds) for row in having)) if having else set()
+        seeds = _shared_seeds([row[task] for row in having])
         if len(having) == 1 < len(cells):
             seeds = set()  # nothing to compare with
         for row in having:
-            cell = row.pop(task).only(seeds)
-            row |= {task: cell} if seeds else {}
+            cell = row.pop(task)
+            row |= {task: cell.only(seeds)} if seeds and seeds <= set(cell.seeds) else {}
     cells = {variant: row for variant, row in cells.items() if row}
     shared = [task for task in tasks if all(task in row for row in cells.values())]
     names: dict[object, list[str]] = {}
@@ -75,6 +75,14 @@ def _rows(results: Results, method: str, tasks: list[str]) -> list[list[Text]]:
         rows.append((s.mean if s else 0.0, [Text(text) for text in texts]))
     rows.sort(key=lambda row: -row[0])
     return [texts for _, texts in rows]
+
+
+def _shared_seeds(cells: list[Cell]) -> set[int]:
+    """Seeds that all cells have, but for those that share none with the ones that have more."""
+    shared: set[int] = set()
+    for cell in sorted(cells, key=lambda cell: -len(cell.seeds)):
+        shared = shared & set(cell.seeds) or shared or set(cell.seeds)
+    return shared
 
 
 def _identity(row: dict[str, Cell]) -> object:

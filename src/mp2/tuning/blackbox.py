@@ -147,7 +147,7 @@ def _score_routers(
         return {}
     router = run.state.router
     assert router is not None
-    logits = run.tensor(candidates[list(chosen)]).view(-1, *router.shape[1:])
+    logits = run.dev.tensor(candidates[list(chosen)]).view(-1, *router.shape[1:])
     measured = run.dev.measure(run.state.route(logits))
     for i, values, (metric, loss) in zip(chosen, logits, measured, strict=True):
         router.copy_(values[None])

@@ -106,7 +106,7 @@ class LayerWalk:
     def _set(self, layer: int, vector: Array) -> None:
         z = self.run.state.z
         assert z is not None
-        z[0, layer] = self.run.tensor(vector)
+        z[0, layer] = self.run.dev.tensor(vector)
 
     def _score(self) -> dict[str, float]:
         """Dev scores of what stands, and of the means of all distributions."""
@@ -131,7 +131,7 @@ class LayerWalk:
 
     def _measure(self, moments: list[Array], call: int) -> list[float]:
         """Score ``(L, d)`` vectors on the dev rows and offer each; the last one is what stands afterwards."""
-        vectors = self.run.tensor(np.stack(moments))
+        vectors = self.run.dev.tensor(np.stack(moments))
         measured = self.run.dev.measure(self.run.state.project(vectors, 0))
         for moment, (metric, loss) in zip(moments, measured, strict=True):
             self._restore_z(moment)
@@ -141,7 +141,7 @@ class LayerWalk:
     def _restore_z(self, vectors: Array) -> None:
         z = self.run.state.z
         assert z is not None
-        z.copy_(self.run.tensor(vectors)[None])
+        z.copy_(self.run.dev.tensor(vectors)[None])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next generation depends on, besides the vectors that stand."""

@@ -44,7 +44,7 @@ class Method:
     @property
     def settings(self) -> str:
         """The stages with all their settings, in words, as records and adapters keep them."""
-        return " -> ".join(map(repr, self.stages))
+        return " -> ".join(map(repr, self.stages)) or "nothing tuned"
 
     @property
     def groups(self) -> tuple[GroupName, ...]:

@@ -39,7 +39,6 @@ class Objective:
         shots: The rows; every candidate is evaluated on all of them, which is one call.
         task: The task.
         loss: What a candidate is judged by.
-        tokens: Tokens a piece of a forward may hold; by the device when None.
 
     Raises:
         ConfigError: The method has no prompts, or no row has an answer.
@@ -52,12 +51,10 @@ class Objective:
         task: TaskSpec,
         *,
         loss: SearchLoss = "option",
-        tokens: int | None = None,
     ) -> None:
         if state.bank is None:
             raise ConfigError(f"method {state.method.name}: has no prompts to search")
         self.state, self.shots, self.task, self.loss = state, shots, task, loss
-        self.calls = 0
         pad, offsets = state.base.tokenizer.pad_token_id, [state.label_offsets]
         batch = collate(shots.rows, pad_id=pad, offsets=offsets).to(state.base.device)
         if not len(batch.gold):
@@ -70,7 +67,6 @@ class Objective:
             state.bank.config.length,
             read_tokens(batch, loss),
             state.injection,
-            tokens=tokens,
         )
         self._dimension = 0
         self._prompts: Callable[[Tensor], Tensor] = self._routed
@@ -117,8 +113,7 @@ class Objective:
                 f"candidates: expected (n, {self._dimension}) for the bank of method"
                 f" {self.state.method.name}, got {candidates.shape}"
             )
-        self.calls += len(candidates)
-        return self.losses(self._prompts(self._tensor(candidates))).double().cpu().numpy()
+        return self.losses(self._prompts(self.tensor(candidates))).double().cpu().numpy()
 
     @torch.inference_mode()
     def losses(self, prompts: Tensor) -> Tensor:
@@ -160,8 +155,9 @@ class Objective:
         golds = [example.gold_texts for example in examples]
         return score(self.task.metric or "accuracy", [answer.text for answer in answers], golds)
 
-    def _tensor(self, candidates: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.float32)).to(self.state.base.device)
+    def tensor(self, values: Array) -> Tensor:
+        """As the model computes, on its device."""
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.state.base.device)
 
 
 def read_tokens(batch: MRCBatch, loss: SearchLoss) -> Tensor:

@@ -30,19 +30,24 @@ def part_folder(base: Base, name: str, holds: Holds) -> Path | None:
     return None
 
 
+def lacking(base: Base, methods: Iterable[Method]) -> dict[str, list[str]]:
+    """What a base has not of what methods start from, in words, with the names of these methods."""
+    found: dict[str, list[str]] = {}
+    for method in methods:
+        if method.bank and part_folder(base, method.bank, method.holds) is None:
+            kind = "bank" if method.holds == "prompts" else f"bank of {method.holds}"
+            found.setdefault(f"{kind} {method.bank!r}", []).append(method.name)
+    return found
+
+
 def check_parts(base: Base, methods: Iterable[Method]) -> None:
     """Check that a base has what methods start from.
 
     Raises:
         ConfigError: It lacks something; says what, and which methods need it.
     """
-    lacking: dict[str, list[str]] = {}
-    for method in methods:
-        if method.bank and part_folder(base, method.bank, method.holds) is None:
-            kind = "bank" if method.holds == "prompts" else f"bank of {method.holds}"
-            lacking.setdefault(f"{kind} {method.bank!r}", []).append(method.name)
-    if lacking:
-        needs = "; ".join(f"no {what}, needed by {', '.join(names)}" for what, names in lacking.items())
+    if absent := lacking(base, methods):
+        needs = "; ".join(f"no {what}, needed by {', '.join(names)}" for what, names in absent.items())
         have = f"has the banks {', '.join(base.banks)}" if base.banks else "has no banks"
         raise ConfigError(f"{base.name} {have}: {needs}")
 

@@ -79,6 +79,7 @@ def refit(
     )
     facts = adapter.facts | {
         "refit": len(train) + len(dev),
+        "refit_steps": sum(stage.steps for stage in stages),
         "seconds": round(adapter.facts["seconds"] + again.facts["seconds"], 2),
     }
     if "router" in again.facts:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mp2.tuning.asktell import Array
 from mp2.tuning.course import Course
 from mp2.tuning.objective import Objective
 from mp2.tuning.search_state import SearchFolder
@@ -92,10 +91,6 @@ class SearchRun:
     def seconds(self) -> float:
         """Time since the search began, without the time between a kill and the resume."""
         return time.monotonic() - self._begin
-
-    def tensor(self, values: Array) -> Tensor:
-        """As the model computes, on its device."""
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.state.base.device)
 
     def save(self, calls: int, search_state: dict[str, Any]) -> None:
         """A step is whole: save what the search depends on, if that is due."""

@@ -9,11 +9,13 @@ same. Lines are on the disk before the state that counts them. Decides nothing a
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,28 @@ class SearchFolder:
         self._number = 0
         self._saved_at = time.monotonic()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out, for as long as the search runs.
+
+        Raises:
+            ConfigError: Another one is in.
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("ab")
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: the search cannot be saved here: {error}") from error
+        with log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"{self.folder}: another search is running in it; give this one a folder of its own"
+                ) from None
+            yield
+
     def load(self) -> dict[str, Any] | None:
         """The newest state, with arrays as NumPy has them; None where there is none.
 
@@ -51,7 +75,7 @@ class SearchFolder:
             ConfigError: The folder holds another search, or a log without the state of its search.
             CheckpointError: The state is damaged, or the folder cannot be written.
         """
-        found = sorted(self.folder.glob("state-*"))
+        found = self._states()
         if not found:
             if self._log.exists() and self._log.stat().st_size:
                 raise ConfigError(
@@ -119,9 +143,13 @@ class SearchFolder:
             ) from error
         del self._lines[:lines]
         self._step, self._size, self._number = None, size, self._number + 1
-        for old in sorted(self.folder.glob("state-*"))[:-2]:
+        for old in self._states()[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         self._saved_at = time.monotonic()
+
+    def _states(self) -> list[Path]:
+        """The states, oldest first; a copy that somebody made of one is none."""
+        return sorted(path for path in self.folder.glob("state-*") if path.name[6:].isdigit())
 
     @property
     def _log(self) -> Path:
@@ -139,7 +167,6 @@ class SearchFolder:
     def _cut(self, size: int) -> None:
         """Forget lines that are newer than the state, and what a kill left of a state half written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with self._log.open("a+b") as log:
                 log.seek(0)
                 self._size = log.read(size).rfind(b"\n") + 1  # less where somebody took lines away

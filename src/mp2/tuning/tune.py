@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,21 +139,21 @@ def tune(
             state.label_offsets = offsets_of(state, shots)
         course = Course(state, task, shots, dev_shots, seed, progress)
         course.score(-1, 0, 0.0)
-        run = _search_run(course, folder, precision)
-        made = partial(_adapter, course, begin, run, precision)
+        with _search_run(course, folder, precision) as run:
+            made = partial(_adapter, course, begin, run, precision)
 
-        def ended(index: int) -> None:
-            if between is not None and index + 1 < len(method.stages):
-                state.method = replace(method, stages=method.stages[: index + 1])
-                between(index, made())
-                state.method = method
+            def ended(index: int) -> None:
+                if between is not None and index + 1 < len(method.stages):
+                    state.method = replace(method, stages=method.stages[: index + 1])
+                    between(index, made())
+                    state.method = method
 
-        try:
-            _run_stages(course, run, ended)
-        except SearchError as error:
-            state.restore(course.best.snapshot)
-            raise SearchError(str(error), made()) from error
-        return made()
+            try:
+                _run_stages(course, run, ended)
+            except SearchError as error:
+                state.restore(course.best.snapshot)
+                raise SearchError(str(error), made()) from error
+            return made()
 
 
 def _run_stages(course: Course, run: SearchRun | None, ended: Callable[[int], None]) -> None:
@@ -174,16 +175,21 @@ def _run_stages(course: Course, run: SearchRun | None, ended: Callable[[int], No
         ended(index)
 
 
-def _search_run(course: Course, folder: Path | str | None, precision: Precision) -> SearchRun | None:
+@contextlib.contextmanager
+def _search_run(
+    course: Course, folder: Path | str | None, precision: Precision
+) -> Iterator[SearchRun | None]:
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
     state, method, base = course.state, course.state.method, course.state.base
     if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
         if folder is not None:
             raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
-        return None
+        yield None
+        return
     check_stages(state)
-    store = None
-    if folder is not None:
+    if folder is None:
+        yield SearchRun(course)
+    else:
         rows = repr((course.task, course.train.examples, course.dev.examples)).encode()
         identity = {
             "method": f"{method.name}.v{method.version}",
@@ -198,7 +204,8 @@ def _search_run(course: Course, folder: Path | str | None, precision: Precision)
         if state.label_offsets:
             identity["calibrated"] = "yes"
         store = SearchFolder(folder, identity)
-    return SearchRun(course, store)
+        with store.held():
+            yield SearchRun(course, store)
 
 
 def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:
