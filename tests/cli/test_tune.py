@@ -17,6 +17,8 @@ from mp2.cli import main
 from mp2.cli.main import app
 from mp2.errors import ConfigError, Mp2Error, TaskError
 from mp2.model.checkpoint import Base
+from mp2.tasks.render import render
+from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import METHODS
 from mp2.tuning.objective import Objective
@@ -247,11 +249,35 @@ def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
     assert file.read_text(encoding="utf-8") == "text\n服务很好\n"
 
 
-def test_texts_that_are_not_read_to_their_end_are_counted(base: Base, tmp_path: Path) -> None:
-    result = tune(tmp_path, base, GOOD + f"{'很' * 2000},好评\n")
-    assert result.exit_code == 0 and "1 of 13 texts are longer than what is read (" in result.stderr
+@pytest.mark.parametrize("method", ["mp2-deep-gd-router", "mp2-shallow-gd-router"])
+def test_texts_that_are_not_read_to_their_end_are_counted(base: Base, tmp_path: Path, method: str) -> None:
+    slots = base.bank("shallow").bank.config.length if "shallow" in method else 0
+    task, encoder = (
+        TaskSpec(name="shots", family="classification", labels=("负面", "正面")),
+        base.encoder(slots),
+    )
+    read = [
+        n for n in range(1, 300) if not encoder([render(task, {"text": "很" * n}, labelled=False)])[0].cut
+    ]
+    text = "很" * (max(read) + 1)
+    result = tune(tmp_path, base, GOOD + f"{text},好评\n", "--method", method)
+    assert result.exit_code == 0 and "1 of 13 texts are longer than what is read" in result.stderr
+    assert "1 of 1 texts" in run("predict", tmp_path / "a", text, "--model", base.path).stderr
+    assert "texts" not in run("predict", tmp_path / "a", text[:-1], "--model", base.path).stderr
     asked = run("predict", tmp_path / "a", "好" * 2000, "太差", "--model", base.path)
     assert "1 of 2 texts are longer" in asked.stderr and len(asked.stdout.splitlines()) == 2
+
+
+def test_a_name_too_long_for_a_folder_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("predict", "inspect"):
+        monkeypatch.setattr(
+            sys, "argv", ["mp2", command, "这家店很好" * 60, *["送得快"] * (command == "predict")]
+        )
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        assert ended.value.code == 2 and "File name too long" in capsys.readouterr().err
 
 
 def test_a_search_within_the_folder_of_the_adapter_is_refused_at_once(base: Base, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants, file_download
 
 from mp2.data.hub import RECORD, Fetched, fetch
-from mp2.data.sources import files, has, layout, missing, on_hub, read_split
+from mp2.data.sources import files, layout, missing, on_hub, read_split
 from mp2.errors import TaskError
 from mp2.tasks import catalogue
 from mp2.tasks.render import render
@@ -91,7 +91,7 @@ def test_only_what_is_absent_is_fetched_and_nothing_is_replaced(tmp_path: Path, 
     own = tmp_path / "CMNLI" / "dev.txt"
     own.parent.mkdir()
     own.write_text("一\t二\tneutral\n", encoding="utf-8")
-    assert has(catalogue.get("cmnli"), tmp_path)
+    assert missing(catalogue.get("cmnli"), tmp_path) is None
     done, lines = bring(["cmnli"], tmp_path, hub)
     assert done.fetched == {"cmnli": [tmp_path / "CMNLI" / "train.parquet"]}
     assert files(catalogue.get("cmnli"), tmp_path) == (tmp_path / "CMNLI" / "train.parquet", own)
@@ -128,7 +128,7 @@ def test_a_broken_fetch_leaves_nothing_and_is_gone_on_with(tmp_path: Path, hub: 
 
     with local_hub(hub) as address:
         done = fetch([catalogue.get("lcqmc")], tmp_path, endpoint=address, say=look)
-    assert seen == [begun] and not done.failed and has(catalogue.get("lcqmc"), tmp_path)
+    assert seen == [begun] and not done.failed and missing(catalogue.get("lcqmc"), tmp_path) is None
     assert not (tmp_path / ".hub" / "C-MTEB--LCQMC").exists()
 
 
@@ -140,8 +140,8 @@ def test_damage_is_found_by_the_hubs_own_hash(tmp_path: Path, hub: Path, name: s
     """Whether the hub keeps the file apart or in Git itself."""
     done, _ = bring([name], tmp_path, hub, damaged={f"{COMMIT}/{file}"})
     assert f"{file}: came damaged" in done.failed[0]
-    assert not has(catalogue.get(name), tmp_path) and not list(tmp_path.rglob(Path(file).name))
-    assert not bring([name], tmp_path, hub)[0].failed and has(catalogue.get(name), tmp_path)
+    assert missing(catalogue.get(name), tmp_path) is not None and not list(tmp_path.rglob(Path(file).name))
+    assert not bring([name], tmp_path, hub)[0].failed and missing(catalogue.get(name), tmp_path) is None
 
 
 def test_terms_are_accepted_on_the_page_of_the_set(tmp_path: Path, hub: Path) -> None:

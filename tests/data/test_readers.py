@@ -44,6 +44,22 @@ def test_csv_with_quotes_and_line_ends_in_them(tmp_path: Path) -> None:
     assert lines(path, format="csv") == [2, 4]
 
 
+def test_quotes_within_a_users_cell_are_not_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path, 'text,label\n"晴"天,0\n"晴""天""",0\n有"风",1\n')
+    path = path.rename(tmp_path / "own.csv")
+    bad: list[DataError] = []
+    assert [row["text"] for _, row in read_table(path, on_bad=bad.append)] == ['晴"天"', '有"风"']
+    assert "own.csv:2: quotes inside a cell must be doubled" in str(bad[0])
+    assert rows(path, format="csv")[0]["text"] == "晴天"  # public files are read as their makers read them
+
+
+def test_a_file_of_bad_rows_alone_is_not_called_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,label\n晴,0,1\n").rename(tmp_path / "own.csv")
+    bad: list[DataError] = []
+    assert list(read_table(path, on_bad=bad.append)) == []
+    assert len(bad) == 1 and "expected 2 columns" in str(bad[0])
+
+
 def test_lines_of_commas_below_a_table_are_no_rows(tmp_path: Path) -> None:
     assert rows(write(tmp_path, 'text,label\n晴,0\n,\n\n雨,\n,\n" ",\n'), format="csv") == [
         {"text": "晴", "label": "0"},

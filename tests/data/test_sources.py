@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mp2.data.readers import read_rows, read_table
-from mp2.data.sources import files, group_key, has, layout, missing, position, read_split
+from mp2.data.sources import files, group_key, layout, missing, position, read_split
 from mp2.errors import DataError
 from mp2.tasks import catalogue
 from mp2.tasks.render import render
@@ -119,7 +119,7 @@ def test_the_first_complete_layout_is_used(tmp_path: Path) -> None:
     assert missing(task, tmp_path) == (
         f"weather: put train.tsv, dev.tsv into {tmp_path / 'weather'}; from a station"
     )
-    assert not has(task, tmp_path)
+    assert missing(task, tmp_path) is not None
     with pytest.raises(DataError, match=r"put train.tsv, dev.tsv into"):
         list(read_split(task, "train", tmp_path))
     write(tmp_path, "weather/dev.tsv", ["晴"])
@@ -127,7 +127,7 @@ def test_the_first_complete_layout_is_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="task weather: no split 'test'; valid: train"):
         list(read_split(task, "test", tmp_path))
     write(tmp_path, "weather/train.tsv", ["雨"])
-    assert has(task, tmp_path)
+    assert missing(task, tmp_path) is None
     assert texts(task, "train", tmp_path) == ["雨"]
     assert [path.name for path in files(task, tmp_path)] == ["train.tsv", "dev.tsv"]
 
@@ -137,7 +137,7 @@ def test_folders_names_and_compression_have_alternatives(tmp_path: Path) -> None
 
     (tmp_path / "old-weather").mkdir()
     (tmp_path / "old-weather/rows.tsv.gz").write_bytes(gzip.compress("晴天\t晴\n".encode()))
-    assert has(weather(), tmp_path)
+    assert missing(weather(), tmp_path) is None
     assert sum(len(texts(weather(), split, tmp_path)) for split in SPLITS) == 1
 
 
@@ -207,7 +207,7 @@ DROPPED = {
 @pytest.mark.parametrize("name", ROWS)
 def test_real_files_have_the_carriers_rows_and_render(name: str, real_data: Path) -> None:
     task = catalogue.get(name)
-    if not has(task, real_data):
+    if missing(task, real_data) is not None:
         pytest.skip(missing(task, real_data) or "")
     dropped = Counter[str]()
     assert {file: counted(task, file, real_data, dropped) for file in ROWS[name]} == ROWS[name]

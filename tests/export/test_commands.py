@@ -46,6 +46,7 @@ def test_what_is_neither_adapter_nor_base_is_refused(tmp_path: Path) -> None:
     for command in (("push", tmp_path / "empty", "anna/none"), ("pull", tmp_path / "empty", "-o", "out")):
         result = call("hub", *command)
         assert isinstance(result.exception, CheckpointError) and "neither" in str(result.exception)
+        (tmp_path / "empty" / "README.md").write_text("a folder of something else")
 
 
 def test_a_peft_folder_is_written(base: Base, tmp_path: Path) -> None:

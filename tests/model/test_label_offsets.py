@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,25 @@ def test_an_adapter_keeps_them_and_its_dev_score_is_with_them(base: Base, tmp_pa
     assert one.answer.options == pytest.approx(moved.softmax(0).tolist(), abs=1e-5)
     for alone, beside in ((other, both[0]), (one, both[1])):
         assert alone.answer.options == pytest.approx(beside.answer.options, abs=1e-5)
+
+
+def test_reworded_labels_keep_their_numbers_and_moved_ones_are_refused(base: Base, tmp_path: Path) -> None:
+    task = review_task()
+    train, dev = review_rows(task)
+    adapter = tune(base, task, train, dev, get_method(UNTUNED), calibrate=True)
+    first, second = task.labels
+    for labels in ((second, first), (first, "不满"), ("满意", "不满")):
+        renamed = task.model_copy(update={"labels": labels})
+        replace(adapter, task=renamed).save(tmp_path / "a", replace=True)
+        facts = json.loads((tmp_path / "a" / "adapter.json").read_text("utf-8"))
+        facts["label_offsets"] = dict(zip(task.labels, adapter.label_offsets, strict=True))
+        (tmp_path / "a" / "adapter.json").write_text(json.dumps(facts), "utf-8")
+        expected = adapter.label_offsets[:: -1 if labels[0] == second else 1]
+        assert load_adapter(tmp_path / "a").label_offsets == expected
+    facts["label_offsets"] = dict(zip((second, "满意"), adapter.label_offsets, strict=True))
+    (tmp_path / "a" / "adapter.json").write_text(json.dumps(facts), "utf-8")
+    with pytest.raises(CheckpointError, match="label_offsets: expected a number for each of"):
+        load_adapter(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["mp2-deep-gd", "mp2-deep-bb-router", "mp2-shallow-gd-router", "lora"])

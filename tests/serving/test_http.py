@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 import mp2.serving.server
+from mp2.errors import CheckpointError
 from mp2.evaluation.inspect import adapter_router, inspect_router
 from mp2.model.checkpoint import Base
 from mp2.serving.batcher import Outcome
@@ -294,6 +296,59 @@ def test_an_adapter_whose_folder_no_task_can_be_named_by_is_told_once(
         ("not served", "工单"),
     }
     assert len(lines) == 2
+
+
+def test_a_folder_that_gets_its_adapter_later_is_listed(base: Base, tmp_path: Path) -> None:
+    store = Store(tmp_path / "tasks")
+    late = store.folder / "late"
+    late.mkdir()
+    os.utime(store.folder, ns=(1, 1))  # its last change is long past
+    assert store.names() == ()
+    adapter(base, REVIEWS, 1).save(tmp_path / "made")
+    for file in (tmp_path / "made").iterdir():
+        (late / file.name).write_bytes(file.read_bytes())
+    assert store.folder.stat().st_mtime_ns == 1 and store.names() == ("late",)
+
+
+def test_what_is_no_adapter_is_never_replaced(base: Base, running: Running, tmp_path: Path) -> None:
+    call, service = running
+    other = service.store.folder / "notes"
+    other.mkdir()
+    (other / "mine.csv").write_text("kept")
+    body = {"name": "notes", "replace": True, "examples": [{"text": "好", "label": "好"}]}
+    reply = call("POST", "/v1/tasks", body)
+    assert reply.status == 409 and "that is no task" in reply.json["error"]["message"]
+    adapter(base, REVIEWS, 1).save(tmp_path / "made")
+    with pytest.raises(CheckpointError, match="'notes' in the folder of tasks is no adapter"):
+        service.store.publish("notes", tmp_path / "made", replace=True)
+    assert (other / "mine.csv").read_text() == "kept"
+    (other / "mine.csv").unlink()
+    service.store.publish("notes", tmp_path / "made")  # an empty folder is nobody's
+    assert service.store.delete("notes")
+
+
+def test_a_folder_that_cannot_be_used_is_told(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, service = running
+
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refuse)
+        assert service.store.find("unseen") is not None  # it may be one: asking for it says what is wrong
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "archive", lambda *_: refuse(Path("secret")))
+        reply = call("GET", "/v1/tasks/reviews/adapter.zip")
+    assert (reply.status, reply.json["error"]["type"]) == (503, "bad_folder")
+    assert "secret" not in reply.body.decode() and "Permission denied" in reply.body.decode()
+
+
+def test_methods_whose_bank_is_absent_are_neither_offered_nor_begun(running: Running) -> None:
+    call, _ = running
+    assert "poly" not in {method["name"] for method in call("GET", "/v1").json["methods"]}
+    body = {"name": "new", "method": "poly", "examples": [{"text": "好", "label": "好"}]}
+    reply = call("POST", "/v1/tasks", body)
+    assert reply.status == 422 and "no bank of skills 'poly'" in reply.json["error"]["message"]
 
 
 def test_a_bug_is_logged_by_its_place_and_answered_without_its_message(

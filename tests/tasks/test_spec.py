@@ -101,6 +101,12 @@ def test_every_mistake_is_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize("value", ["2024-02-30", "0x_", "!!float x", "9" * 5000])
+def test_a_date_or_number_that_cannot_be_is_told(value: str) -> None:
+    with pytest.raises(TaskError, match="<task>: not valid YAML: "):
+        parse_task(f"name: moods\nversion: {value}\n")
+
+
 @pytest.mark.parametrize("text", ["", "- a\n", "just words\n"])
 def test_a_task_file_is_a_mapping(text: str) -> None:
     with pytest.raises(TaskError, match="expected a mapping"):

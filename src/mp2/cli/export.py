@@ -27,9 +27,10 @@ def peft(
     """Write a PEFT prefix-tuning folder."""
     from mp2.export.prefix_tuning import export_peft
     from mp2.model.checkpoint import load_base
-    from mp2.tuning.adapter import load_adapter
+    from mp2.tuning.adapter import base_of, load_adapter
 
-    export_peft(load_adapter(adapter), load_base(model), out, replace=replace)
+    loaded = load_adapter(adapter)
+    export_peft(loaded, load_base(model or base_of(loaded)), out, replace=replace)
     print(f"wrote {out}; its README.md says how PEFT loads it")
 
 
@@ -43,10 +44,10 @@ def onnx(
     """Write one ONNX graph of encoder and head, with the prompts of some tasks as its inputs."""
     from mp2.export.graph import export_onnx
     from mp2.model.checkpoint import load_base
-    from mp2.tuning.adapter import load_adapter
+    from mp2.tuning.adapter import base_of, load_adapter
 
     named = [(folder.resolve().name, load_adapter(folder)) for folder in adapters]
-    export_onnx(load_base(model), named, out, replace=replace)
+    export_onnx(load_base(model or base_of(named[0][1])), named, out, replace=replace)
     size = (out / "encoder.onnx").stat().st_size
     print(f"wrote {out}: encoder.onnx ({size / 2**20:.1f} MiB) and the inputs of {len(named)} tasks")
 

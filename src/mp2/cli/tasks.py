@@ -129,7 +129,6 @@ def validate(
 
 
 def _count_fitting(task: TaskSpec, rows: Path) -> int:
-    from mp2.data.readers import read_table
-    from mp2.tasks.render import render
+    from mp2.tuning.rows import labelled_rows
 
-    return len([render(task, row, where=where) for where, row in read_table(rows)])
+    return len(labelled_rows(rows, task)[1])

@@ -12,10 +12,6 @@ import typer
 from mp2.cli.options import Calibrate, Json, Model, Precision, Refit, Seed, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mp2.model.checkpoint import Base
-    from mp2.tasks.render import MRCExample
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
 
@@ -85,7 +81,6 @@ def tune(
     else:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
     base = load_base(model, default_device())
-    _tell_cut(base, [*examples, *dev_examples])
     if not json_:
         _say(
             f"task {spec.name}: {spec.family}, {_kind(spec)};"
@@ -116,6 +111,7 @@ def tune(
         if "refit" not in adapter.facts and not json_:
             _say("the dev rows had kept the start: there is nothing to learn again")
     adapter.save(out, replace=replace)
+    _tell_cut(adapter.facts.get("cut", 0), len(examples) + len(dev_examples))
     _report(adapter, spec, out, json_, resumable=search is not None)
 
 
@@ -194,7 +190,7 @@ def predict(
     predictor.add("task", loaded)
     with autocast(predictor.base.device, precision):
         found = predictor.predict([("task", row) for row in rows], [where for where, _ in located])
-    _tell_cut(predictor.base, [prediction.example for prediction in found])
+    _tell_cut(sum(prediction.cut for prediction in found), len(found))
     lines = [json.dumps(p.as_dict(), ensure_ascii=False) for p in found]
     if output is not None:
         write_whole(output, "\n".join(lines) + "\n")
@@ -206,13 +202,10 @@ def predict(
             print(f"{prediction.answer.text or '(no answer)'}\t{prediction.answer.probability:.3f}\t{row}")
 
 
-def _tell_cut(base: Base, examples: Sequence[MRCExample]) -> None:
+def _tell_cut(cut: int, texts: int) -> None:
     """Say how many texts are not read to their end."""
-    encoder = base.encoder()
-    if cut := sum(row.cut for row in encoder(examples)):
-        _say(
-            f"{cut} of {len(examples)} texts are longer than what is read ({encoder.room} tokens) and are cut"
-        )
+    if cut:
+        _say(f"{cut} of {texts} texts are longer than what is read, and are cut")
 
 
 def _kind(spec: TaskSpec) -> str:

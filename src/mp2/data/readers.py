@@ -12,8 +12,9 @@ import csv
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mp2.data.jsonfile import explode, pick, read_array
 from mp2.data.parquetfile import read_parquet
@@ -28,10 +29,16 @@ Cells = tuple[Where, list[str], bool]  # of one record, and whether its line has
 OnBad = Callable[[DataError], None]
 OnLeftOut = Callable[[str, Where], None]
 Reader = Callable[[Path, FileSource, OnBad], Rows]
+Quotes = Literal["lenient", "strict"]
 
 
 def read_rows(
-    path: Path, source: FileSource, *, on_bad: OnBad | None = None, on_left_out: OnLeftOut | None = None
+    path: Path,
+    source: FileSource,
+    *,
+    on_bad: OnBad | None = None,
+    on_left_out: OnLeftOut | None = None,
+    quotes: Quotes = "lenient",
 ) -> Rows:
     """Rows of one file as its description says, rewritten and without the dropped ones.
 
@@ -40,15 +47,22 @@ def read_rows(
         source: How to read it.
         on_bad: Is given each row that cannot be read, and reading goes on; without it the error is raised.
         on_left_out: Is given the reason and the place of each row that the description drops.
+        quotes: What becomes of quotes within a cell of CSV that are not doubled: ``lenient`` drops them.
 
     Raises:
         DataError: The file as a whole cannot be read (absent, empty, cut, wrongly encoded), or a row cannot.
             A last line without an end that is no whole row is a cut: nobody knows how many rows are missing.
     """
-    bad = on_bad or _raise
     rewrite = rewriter(source)
     empty = True
-    for where, row in READERS[source.format](path, source, bad):
+
+    def bad(error: DataError) -> None:
+        nonlocal empty
+        empty = False  # whoever is told of its rows need not be told that it has none
+        (on_bad or _raise)(error)
+
+    reader = partial(_csv, quotes=quotes) if source.format == "csv" else READERS[source.format]
+    for where, row in reader(path, source, bad):
         empty = False
         try:
             rows = _reshaped(row, source)
@@ -80,7 +94,7 @@ def read_table(path: Path | str, *, on_bad: OnBad | None = None) -> Rows:
         raise DataError(f"{path}: cannot tell the format from the name; {nearest(suffix, TABLES)}")
     source = FileSource.model_validate({"path": str(path), "format": suffix})
     first = True
-    for where, row in read_rows(path, source, on_bad=on_bad):
+    for where, row in read_rows(path, source, on_bad=on_bad, quotes="strict"):
         if first and suffix in ("csv", "tsv", "xlsx"):
             _check_header(path, row)
         first = False
@@ -134,9 +148,9 @@ def _check_header(path: Path, row: Row) -> None:
             )
 
 
-def _csv(path: Path, source: FileSource, bad: OnBad) -> Rows:
+def _csv(path: Path, source: FileSource, bad: OnBad, quotes: Quotes = "lenient") -> Rows:
     """Tables with quotes. A row is placed at its first line, though quotes may hold line ends."""
-    yield from _table(_csv_records(path, source, bad), source, bad)
+    yield from _table(_csv_records(path, source, bad, quotes), source, bad)
 
 
 def _table(records: Iterable[Cells], source: FileSource, bad: OnBad) -> Rows:
@@ -157,7 +171,7 @@ def _table(records: Iterable[Cells], source: FileSource, bad: OnBad) -> Rows:
                 yield where, row
 
 
-def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[Cells]:
+def _csv_records(path: Path, source: FileSource, bad: OnBad, quotes: Quotes) -> Iterator[Cells]:
     """Cells of each record, none of a blank line, and whether its line has an end.
 
     A quote that is never closed, or not where a cell ends, ends the file, since it would swallow rows.
@@ -193,6 +207,12 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad) -> Iterator[Cells]:
         whole = len(raw) == 1 and raw[0].endswith("\n")
         if not whole and (wrong := _wrong_quote(raw, delimiter)):
             raise DataError(f"{places[0]}: {wrong}")
+        if whole and quotes == "strict" and '"' in raw[0] and _wrong_quote(raw, delimiter):
+            wrong = 'quotes inside a cell must be doubled (""), and the whole cell stand in quotes'
+            bad(DataError(f"{places[0]}: {wrong}"))
+            raw.clear()
+            places.clear()
+            continue
         yield places[0], cells, raw[-1].endswith("\n")
         raw.clear()
         places.clear()

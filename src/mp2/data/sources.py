@@ -17,11 +17,6 @@ from mp2.tasks.source import DataSource, FileSource, Layout, SplitSource
 from mp2.tasks.spec import TaskSpec
 
 
-def has(task: TaskSpec, root: Path) -> bool:
-    """Whether all files of one of the task's layouts lie under the root."""
-    return task.data is not None and _complete(task.data, root) is not None
-
-
 def missing(task: TaskSpec, root: Path) -> str | None:
     """One line that says what to put where, or None if the task's rows are there."""
     if task.data is None:

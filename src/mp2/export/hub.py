@@ -81,6 +81,7 @@ def push_to_hub(
     Raises:
         CheckpointError: The folder is neither, or the hub refuses.
     """
+    _is_base(folder)  # anything else stays at home
     files = {file.relative_to(folder).as_posix(): file for form in SAFE for file in folder.rglob(form)}
     operations = [
         CommitOperationAdd(name, str(file)) for name, file in sorted(files.items()) if file.is_file()

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from mp2.errors import Mp2Error
 from mp2.serving.batcher import BusyError, LateError
-from mp2.serving.edge import Edge
+from mp2.serving.edge import Edge, log
 from mp2.serving.gate import Gate, refused
 from mp2.serving.problem import TYPES, ProblemError
 from mp2.serving.routes import jobs, predict, tasks
@@ -111,6 +111,12 @@ def _errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Mp2Error)
     async def mistake(request: Request, error: Mp2Error) -> JSONResponse:
         return ProblemError(422, "invalid", str(error)).response()
+
+    @app.exception_handler(OSError)
+    async def unusable(request: Request, error: OSError) -> JSONResponse:
+        log("folder cannot be used", error=str(error))
+        message = f"the server's folder of tasks cannot be used: {error.strerror or 'it is gone'}"
+        return ProblemError(503, "bad_folder", message).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

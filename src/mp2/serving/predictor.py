@@ -43,11 +43,13 @@ class Prediction:
         task: Name of the task.
         answer: The answer.
         example: The rendered row.
+        cut: Whether its text is longer than what is read.
     """
 
     task: str
     answer: Answer
     example: MRCExample
+    cut: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form: label or answer text, probability, option scores, span and offsets."""
@@ -173,7 +175,7 @@ class Predictor:
 
         def ask(batch: Sequence[_Item]) -> None:
             for item, answer in zip(batch, self._forward(batch), strict=True):
-                results[item.place] = Prediction(item.name, answer, item.example)
+                results[item.place] = Prediction(item.name, answer, item.example, item.row.cut)
 
         lanes = lanes_for(self.base.device, len(batches))
         side_by_side([partial(ask, batch) for batch in batches], lanes)
@@ -202,10 +204,13 @@ class Predictor:
                 results[place] = ready
                 continue
             try:
-                where = f"task {ready.task.name!r}"  # a place among rows of many callers says nothing to one
-                example = render(ready.task, _as_row(ready.task, row), where=where, labelled=False)
+                where = f"task {name!r}"  # a place among rows of many callers says nothing to one
+                example = render(ready.task, _as_row(ready.task, row, where), where=where, labelled=False)
                 if example.options and blank(ready.task, example):  # a span is answered: there is none
                     raise TaskError(f"{where}: the text is empty, and there is nothing to answer")
+                if len(set(example.options)) < len(example.options):  # scores are by option
+                    twice = next(o for o in example.options if example.options.count(o) > 1)
+                    raise TaskError(f"{where}: two options are the same: {twice!r}")
                 rendered.setdefault(ready.reserve, []).append((place, example, ready))
             except TaskError as error:
                 results[place] = error
@@ -288,10 +293,10 @@ def _same(old: object, new: object) -> bool:
     return old is new or (isinstance(old, tuple) and old == new)
 
 
-def _as_row(task: TaskSpec, row: Mapping[str, Any] | str) -> Mapping[str, Any]:
+def _as_row(task: TaskSpec, row: Mapping[str, Any] | str, where: str) -> Mapping[str, Any]:
     if not isinstance(row, str):
         return row
     if len(task.template_fields) != 1:
         columns = ", ".join(task.column(field) for field in task.template_fields)
-        raise TaskError(f"task {task.name!r} reads several columns ({columns}); give a row, not a text")
+        raise TaskError(f"{where} reads several columns ({columns}); give a row, not a text")
     return {task.column(task.template_fields[0]): row}

@@ -50,14 +50,17 @@ class Store:
         items = [item.name for item in self.folder.iterdir()]
         found = tuple(sorted(filter(self.find, items)))
         self._tell_misnamed(items)
-        if time.time_ns() - changed > CLOCK:
+        # what is put into a folder within does not change this one, and one without its adapter may get it
+        others = [item for item in items if item not in found and re.fullmatch(NAME, item)]
+        waiting = any((self.folder / item).is_dir() for item in others)
+        if time.time_ns() - changed > CLOCK and not waiting:
             self._listed = (changed, found)
         return found
 
     def _tell_misnamed(self, items: Iterable[str]) -> None:
         """Log once each adapter whose folder has a name that no task can have; dotted ones are unfinished."""
         for name in {name for name in items if name[0] != "." and not re.fullmatch(NAME, name)} - self._told:
-            if (self.folder / name / "adapter.json").is_file():
+            if _is_adapter(self.folder / name):
                 from mp2.serving.edge import log  # whose libraries mp2 predict does without
 
                 self._told.add(name)
@@ -68,18 +71,26 @@ class Store:
         if not re.fullmatch(NAME, name):
             return None
         folder = self.folder / name
-        return folder if (folder / "adapter.json").is_file() else None
+        return folder if _is_adapter(folder) else None
+
+    def foreign(self, name: str) -> bool:
+        """Whether something that is no adapter stands under a name; nobody but its owner may remove it."""
+        place = self.folder / name
+        return place.exists() and not _is_adapter(place) and not (place.is_dir() and not any(place.iterdir()))
 
     def publish(self, name: str, finished: Path, *, replace: bool = False) -> None:
         """Move a finished adapter folder of the same file system to its name.
 
         Raises:
-            CheckpointError: The name is no valid name, or is taken and ``replace`` is false.
+            CheckpointError: The name is no valid name, is an adapter's and ``replace`` is false, or is
+                that of something else.
         """
         if not re.fullmatch(NAME, name):
             raise CheckpointError(f"{name!r} is no valid task name: expected {NAME}")
         target = self.folder / name
-        if target.exists():
+        if self.foreign(name):
+            raise CheckpointError(f"{name!r} in the folder of tasks is no adapter: it is left alone")
+        if _is_adapter(target):
             if not replace:
                 raise CheckpointError(f"task {name!r} exists already")
             self._discard(target)
@@ -109,3 +120,11 @@ class Store:
         with contextlib.suppress(FileNotFoundError):  # another request may have been quicker
             folder.rename(aside / "deleted")
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether an adapter lies there; one that cannot be looked into does, and says so when it is asked."""
+    try:
+        return (folder / "adapter.json").is_file()
+    except OSError:
+        return True

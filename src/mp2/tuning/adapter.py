@@ -135,8 +135,12 @@ def _answer_length(value: Any, path: Path) -> AnswerLength | None:
 
 
 def _label_offsets(value: Any, labels: Sequence[str], path: Path) -> LabelOffsets:
+    """In the order of the labels. A label that was reworded since keeps its place, and with it its number."""
     if value is None or value == {}:
         return ()
+    if isinstance(value, dict) and len(value) == len(labels) and value.keys() != set(labels):
+        moved = [a for a, b in zip(value, labels, strict=True) if a != b and a in labels]
+        value = value if moved else dict(zip(labels, value.values(), strict=True))
     fits = isinstance(value, dict) and value.keys() == set(labels)
     if not fits or not all(type(number) is float and math.isfinite(number) for number in value.values()):
         raise CheckpointError(
@@ -196,7 +200,8 @@ def check_base(adapter: Adapter, base: Base) -> None:
     if adapter.base_fingerprint != base.fingerprint:
         raise CheckpointError(
             f"adapter of task {adapter.task.name!r} belongs to base {adapter.base}"
-            f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint}); load its own"
+            f" ({adapter.base_fingerprint}), not to {base.name} ({base.fingerprint}); name its own"
+            " (--model)"
         )
     if adapter.bank is not None and base.bank_fingerprint(adapter.bank) != adapter.bank_fingerprint:
         raise CheckpointError(

@@ -225,6 +225,8 @@ def _adapter(course: Course, begin: float, run: SearchRun | None, precision: Pre
         "shots": len(course.train),
         "curve": list(course.curve),
     }
+    if cut := sum(row.cut for shots in (course.train, course.dev) for row in shots.rows):
+        facts["cut"] = cut  # rows that are longer than what is read
     seconds = time.monotonic() - begin
     if run is not None:
         facts |= copy.deepcopy(run.facts) | {"interrupted": run.interrupted}

@@ -66,7 +66,7 @@ const WORDS = {
       method_not_allowed: "这个地址不接受这种请求。", stalled: "传输中断太久。", too_large: "内容太大。", busy: "服务器正忙，请稍后再试。",
       late: "来不及在时限内回答，请稍后再试。", invalid: "内容不符合要求。", keys: "服务器的密钥文件有问题。", rate: "请求太频繁，请稍后再试。",
       bad_examples: "样本还不能使用。", unknown_job: "没有这个适配过程。", taken: "名称已被使用。", unknown_task: "没有这个任务。",
-      bad_adapter: "任务文件夹无法使用。", internal: "服务器内部出错。",
+      bad_adapter: "任务文件夹无法使用。", bad_folder: "服务器的任务目录无法使用。", internal: "服务器内部出错。",
     })[type] ?? "",
   },
 };

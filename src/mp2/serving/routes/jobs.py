@@ -20,6 +20,7 @@ from mp2.serving.routes.tasks import ASKED, checked_upload
 from mp2.serving.service import Service
 from mp2.tasks.infer import dump_task
 from mp2.tuning.methods import get_method
+from mp2.tuning.parts import check_parts
 from mp2.tuning.tune import check_calibrate, check_family
 
 router = APIRouter(prefix="/v1", tags=["tuning"])
@@ -36,6 +37,7 @@ async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key
     """Make a task of examples, in the background: returns the job at once."""
     request.scope[FACTS].update(task=body.name)
     method = get_method(body.method)
+    check_parts(service.base, [method])
     _free(service, body)
     checked, report = await asyncio.to_thread(checked_upload, service, body)
     if not report["usable"] or checked.task is None or checked.problems:
@@ -121,6 +123,9 @@ def _free(service: Service, body: schemas.TuneBody) -> None:
     """Refuse a name that is taken."""
     if service.jobs.making(body.name) is not None:
         raise ProblemError(409, "taken", f"a job is making task {body.name!r} already")
+    if service.store.foreign(body.name):
+        message = f"the server's folder has a {body.name!r} that is no task; choose another name"
+        raise ProblemError(409, "taken", message)
     if service.store.find(body.name) is not None and not body.replace:
         message = f"task {body.name!r} exists; delete it, choose another name, or send replace: true"
         raise ProblemError(409, "taken", message)

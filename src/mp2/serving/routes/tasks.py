@@ -23,6 +23,7 @@ from mp2.serving.routes.access import Caller, ServiceOf, Tuner, refusals
 from mp2.serving.routes.predict import unknown
 from mp2.serving.service import Service
 from mp2.tuning.methods import DEFAULT_METHOD, METHODS
+from mp2.tuning.parts import lacking
 
 router = APIRouter(prefix="/v1", tags=["tasks"])
 ASKED = (401, 429, 503)
@@ -32,6 +33,7 @@ BLOCK = 1 << 16
 @router.get("", responses=refusals(422))
 def about(service: ServiceOf) -> dict[str, Any]:
     """What this server is: version, base, methods, limits. Needs no key, and says whether others do."""
+    gone = {name for names in lacking(service.base, METHODS.values()).values() for name in names}
     return {
         "version": version("mp2"),
         "base": service.base.name,
@@ -39,7 +41,7 @@ def about(service: ServiceOf) -> dict[str, Any]:
         "needs_key": service.keys is not None,
         "tune": service.settings.tune,
         "default_method": DEFAULT_METHOD,
-        "methods": [{"name": m.name, "about": m.about} for m in METHODS.values()],
+        "methods": [{"name": m.name, "about": m.about} for m in METHODS.values() if m.name not in gone],
         "limits": {
             "text_characters": schemas.TEXT_CHARACTERS,
             "rows_per_request": schemas.ROWS_PER_REQUEST,
@@ -84,9 +86,12 @@ def show(task: str, request: Request, service: ServiceOf, key: Caller) -> JSONRe
 def fetch(task: str, request: Request, service: ServiceOf, key: Caller) -> StreamingResponse:
     """The adapter as a zip file: unpacked, it is a folder for ``mp2 predict``."""
     file = tempfile.SpooledTemporaryFile(max_size=16 << 20)  # noqa: SIM115 (closed when it has been sent)
-    if not service.store.archive(task, file):
+    try:
+        if not service.store.archive(task, file):
+            raise unknown(task)
+    except BaseException:
         file.close()
-        raise unknown(task)
+        raise
     request.scope[FACTS].update(task=task)
     headers = {"content-disposition": f'attachment; filename="{task}.zip"'}
     return StreamingResponse(_blocks(file), media_type="application/zip", headers=headers)
