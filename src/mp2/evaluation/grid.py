@@ -17,6 +17,7 @@ from typing import Literal
 
 from mp2.data.prepare import at_hand, prepare
 from mp2.errors import ConfigError, DataError, nearest
+from mp2.evaluation.clock import Clock, outcome
 from mp2.evaluation.machine import git_version, machine_facts, peak_memory, reset_peak
 from mp2.evaluation.protocol import SPLITS, Draw, FewShotTask, test_scores
 from mp2.evaluation.records import CALIBRATED, Record, done_keys, open_records, pack_scores
@@ -374,11 +375,11 @@ def run_grid(
         total = sum(1 for _ in bench.runs())
         say(f"{total} runs, {total - len(todo)} done already; writing to {out}")
         many = runner == "ray" and todo
-        clock, failed = Clock(todo, workers if many else 1), 0
+        clock, failed = Clock([run.method.name for run in todo], workers if many else 1), 0
         done = run_on_ray(bench, todo, workers, address) if many else run_here(bench, todo)
         for run, record, seconds in done:
             file.append(record)
-            clock.tick(run, seconds)
+            clock.tick(run.method.name, seconds)
             failed += record.status == "failed"
             say(f"[{total - len(clock.left)}/{total}] {run}: {outcome(record)}  ETA {clock.eta()}")
     return len(todo) - failed, failed
@@ -388,36 +389,3 @@ def pending(bench: Bench, files: Sequence[Path]) -> list[Run]:
     """Runs that none of some records files holds as done."""
     done = done_keys(files, map(bench.planned, bench.runs()))
     return [run for run in bench.runs() if bench.planned(run).key not in done]
-
-
-def outcome(record: Record) -> str:
-    """A run's result in a few words."""
-    if record.status == "failed":
-        return f"FAILED: {record.error.splitlines()[0][:160]}"
-    return f"{record.metric} {record.test:.3f} ({record.seconds:.1f} s)"
-
-
-class Clock:
-    """Estimates the time that is left from the mean time of each method so far.
-
-    Args:
-        runs: All runs to do.
-        workers: How many run at once.
-    """
-
-    def __init__(self, runs: Sequence[Run], workers: int = 1) -> None:
-        self.left, self.workers = list(runs), workers
-        self._spent: dict[str, list[float]] = {}
-
-    def tick(self, run: Run, seconds: float) -> None:
-        """A run has ended."""
-        self.left.remove(run)
-        self._spent.setdefault(run.method.name, []).append(seconds)
-
-    def eta(self) -> str:
-        """Time left, for people; methods that have not run yet count as the mean of the others."""
-        means = {name: sum(times) / len(times) for name, times in self._spent.items()}
-        typical = sum(means.values()) / len(means) if means else 0.0
-        seconds = sum(means.get(run.method.name, typical) for run in self.left) / self.workers
-        hours, minutes = divmod(int(seconds) // 60, 60)
-        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"
