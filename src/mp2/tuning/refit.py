@@ -57,8 +57,8 @@ def refit(
 
     Returns:
         The new adapter; its facts are those of the first one (``dev`` is the score by which the moment was
-        chosen), but for its own router, with ``refit``, the number of rows, and the seconds of both. The
-        first one where the dev rows had kept the start and no labels are calibrated.
+        chosen), but for its own router, with ``refit``, the number of rows, ``refit_steps``, and the
+        seconds of both. The first one where the dev rows had kept the start and no labels are calibrated.
 
     Raises:
         ConfigError: A stage of the method is a search or a probe.
