@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import gc
 import hashlib
 import json
@@ -16,9 +17,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from mp2.errors import CheckpointError, WriteError
+from mp2.errors import CheckpointError, ConfigError, WriteError
 
 Precision = Literal["fp32", "bf16"]
 
@@ -122,6 +123,19 @@ def check_file(path: Path) -> None:
         if path.exists() and not path.is_file():  # a folder, or a device that a file would replace
             raise WriteError(f"{path}: expected a file to write, found another thing of that name")
     check_room(path.resolve().parent)
+
+
+def claim(file: IO[bytes], taken: str) -> None:
+    """Keep other processes from claiming an open file until it is closed.
+
+    Raises:
+        ConfigError: Another one has it; ``taken`` is the message, and the file is closed.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(taken) from None
 
 
 def check_room(folder: Path) -> None:

@@ -252,14 +252,9 @@ def test_rows_that_cannot_be_answered_name_their_line_and_stay_as_they_are(
 @pytest.mark.parametrize("method", ["mp2-deep-gd-router", "mp2-shallow-gd-router"])
 def test_texts_that_are_not_read_to_their_end_are_counted(base: Base, tmp_path: Path, method: str) -> None:
     slots = base.bank("shallow").bank.config.length if "shallow" in method else 0
-    task, encoder = (
-        TaskSpec(name="shots", family="classification", labels=("负面", "正面")),
-        base.encoder(slots),
-    )
-    read = [
-        n for n in range(1, 300) if not encoder([render(task, {"text": "很" * n}, labelled=False)])[0].cut
-    ]
-    text = "很" * (max(read) + 1)
+    task = TaskSpec(name="shots", family="classification", labels=("负面", "正面"))
+    texts = [render(task, {"text": "很" * n}, labelled=False) for n in range(300)]
+    text = "很" * [row.cut for row in base.encoder(slots)(texts)].index(True)
     result = tune(tmp_path, base, GOOD + f"{text},好评\n", "--method", method)
     assert result.exit_code == 0 and "1 of 13 texts are longer than what is read" in result.stderr
     assert "1 of 1 texts" in run("predict", tmp_path / "a", text, "--model", base.path).stderr
@@ -271,10 +266,8 @@ def test_texts_that_are_not_read_to_their_end_are_counted(base: Base, tmp_path: 
 def test_a_name_too_long_for_a_folder_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("predict", "inspect"):
-        monkeypatch.setattr(
-            sys, "argv", ["mp2", command, "这家店很好" * 60, *["送得快"] * (command == "predict")]
-        )
+    for command in (["predict", "这家店很好" * 60, "送得快"], ["inspect", "这家店很好" * 60]):
+        monkeypatch.setattr(sys, "argv", ["mp2", *command])
         with pytest.raises(SystemExit) as ended:
             main.run()
         assert ended.value.code == 2 and "File name too long" in capsys.readouterr().err

@@ -59,10 +59,12 @@ def run() -> None:
         print(f"mp2: error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is not None and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ENOENT):
+        if error.filename is not None:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.ENOENT):
+                raise
             print(f"mp2: error: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
             sys.exit(2)
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
         if error.errno == errno.EPIPE:  # whoever read has read enough

@@ -188,6 +188,8 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad, quotes: Quotes) -> 
 
     table = csv.reader(lines(), delimiter=delimiter)
     while True:
+        raw.clear()
+        places.clear()
         try:
             cells = next(table)
         except StopIteration:
@@ -201,8 +203,6 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad, quotes: Quotes) -> 
                 most = f"a cell has more than {csv.field_size_limit():,} characters"
                 raise DataError(f"{places[0]}: a quote that opens here is not closed, or {most}") from error
             bad(DataError(f"{places[0]}: not a row of CSV: {error}"))
-            raw.clear()
-            places.clear()
             continue
         whole = len(raw) == 1 and raw[0].endswith("\n")
         if not whole and (wrong := _wrong_quote(raw, delimiter)):
@@ -210,12 +210,8 @@ def _csv_records(path: Path, source: FileSource, bad: OnBad, quotes: Quotes) -> 
         if whole and quotes == "strict" and '"' in raw[0] and _wrong_quote(raw, delimiter):
             wrong = 'quotes inside a cell must be doubled (""), and the whole cell stand in quotes'
             bad(DataError(f"{places[0]}: {wrong}"))
-            raw.clear()
-            places.clear()
             continue
         yield places[0], cells, raw[-1].endswith("\n")
-        raw.clear()
-        places.clear()
 
 
 def _wrong_quote(lines: list[str], delimiter: str) -> str:

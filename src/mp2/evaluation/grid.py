@@ -148,7 +148,7 @@ class Bench:
         specs, self.absent = at_hand(grid.tasks, grid.root)
         self.base = base or load_base(grid.model, grid.device)
         if grid.methods == ("all",):
-            gone = {name: what for what, names in lacking(self.base, self.methods).items() for name in names}
+            gone = lacking(self.base, self.methods)
             self.methods = tuple(method for method in self.methods if method.name not in gone)
             self.absent += [f"{name}: no {what}" for name, what in gone.items()]
         check_parts(self.base, self.methods)
@@ -367,12 +367,15 @@ def run_grid(
         if not path.is_file():
             raise DataError(f"{path}: no such records file, whose runs could be left out")
     bench = Bench(grid, base)
-    pending(bench, [out, *known])  # what either refuses leaves no empty file
+    runs = list(bench.runs())
+    plans = list(map(bench.planned, runs))
+    elsewhere = done_keys(known, plans)  # what it refuses leaves no empty file, nor does the bench
     with open_records(out) as file:
         for line in [f"not here: {line}" for line in bench.absent] + bench.unfit():
             say(line)
-        todo = pending(bench, [out, *known])
-        total = sum(1 for _ in bench.runs())
+        done_already = elsewhere | done_keys([out], plans)
+        todo = [run for run, plan in zip(runs, plans, strict=True) if plan.key not in done_already]
+        total = len(runs)
         say(f"{total} runs, {total - len(todo)} done already; writing to {out}")
         many = runner == "ray" and todo
         clock, failed = Clock([run.method.name for run in todo], workers if many else 1), 0
@@ -383,9 +386,3 @@ def run_grid(
             failed += record.status == "failed"
             say(f"[{total - len(clock.left)}/{total}] {run}: {outcome(record)}  ETA {clock.eta()}")
     return len(todo) - failed, failed
-
-
-def pending(bench: Bench, files: Sequence[Path]) -> list[Run]:
-    """Runs that none of some records files holds as done."""
-    done = done_keys(files, map(bench.planned, bench.runs()))
-    return [run for run in bench.runs() if bench.planned(run).key not in done]

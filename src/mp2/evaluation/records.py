@@ -7,7 +7,6 @@ ignored. Runs nothing and computes no statistics.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mp2.errors import ConfigError, DataError, Where
+from mp2.runtime import claim
 
 FORMAT = 1
 
@@ -227,13 +227,7 @@ class RecordFile:
             self._file = self.path.open("a+b")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(
-                f"{path}: another grid is writing to it; give this one a file of its own"
-            ) from None
+        claim(self._file, f"{path}: another grid is writing to it; give this one a file of its own")
         self._mend()
 
     def _mend(self) -> None:

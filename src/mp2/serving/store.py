@@ -51,7 +51,7 @@ class Store:
         found = tuple(sorted(filter(self.find, items)))
         self._tell_misnamed(items)
         # what is put into a folder within does not change this one, and one without its adapter may get it
-        others = [item for item in items if item not in found and re.fullmatch(NAME, item)]
+        others = {item for item in items if re.fullmatch(NAME, item)} - {*found}
         waiting = any((self.folder / item).is_dir() for item in others)
         if time.time_ns() - changed > CLOCK and not waiting:
             self._listed = (changed, found)

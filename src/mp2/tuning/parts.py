@@ -30,14 +30,13 @@ def part_folder(base: Base, name: str, holds: Holds) -> Path | None:
     return None
 
 
-def lacking(base: Base, methods: Iterable[Method]) -> dict[str, list[str]]:
-    """What a base has not of what methods start from, in words, with the names of these methods."""
-    found: dict[str, list[str]] = {}
-    for method in methods:
-        if method.bank and part_folder(base, method.bank, method.holds) is None:
-            kind = "bank" if method.holds == "prompts" else f"bank of {method.holds}"
-            found.setdefault(f"{kind} {method.bank!r}", []).append(method.name)
-    return found
+def lacking(base: Base, methods: Iterable[Method]) -> dict[str, str]:
+    """Methods that a base has not what they start from, by name, with what that is in words."""
+    return {
+        method.name: f"{'bank' if method.holds == 'prompts' else f'bank of {method.holds}'} {method.bank!r}"
+        for method in methods
+        if method.bank and part_folder(base, method.bank, method.holds) is None
+    }
 
 
 def check_parts(base: Base, methods: Iterable[Method]) -> None:
@@ -46,7 +45,10 @@ def check_parts(base: Base, methods: Iterable[Method]) -> None:
     Raises:
         ConfigError: It lacks something; says what, and which methods need it.
     """
-    if absent := lacking(base, methods):
+    absent: dict[str, list[str]] = {}
+    for name, what in lacking(base, methods).items():
+        absent.setdefault(what, []).append(name)
+    if absent:
         needs = "; ".join(f"no {what}, needed by {', '.join(names)}" for what, names in absent.items())
         have = f"has the banks {', '.join(base.banks)}" if base.banks else "has no banks"
         raise ConfigError(f"{base.name} {have}: {needs}")

@@ -10,7 +10,6 @@ same. Lines are on the disk before the state that counts them. Decides nothing a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.runtime import whole_folder, write_json
+from mp2.runtime import claim, whole_folder, write_json
 
 EVERY = 2.0  # seconds between states; what is lost by a kill is calculated again, and comes out the same
 
@@ -60,12 +59,7 @@ class SearchFolder:
         except OSError as error:
             raise CheckpointError(f"{self.folder}: the search cannot be saved here: {error}") from error
         with log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"{self.folder}: another search is running in it; give this one a folder of its own"
-                ) from None
+            claim(log, f"{self.folder}: another search is running in it; give this one a folder of its own")
             yield
 
     def load(self) -> dict[str, Any] | None:

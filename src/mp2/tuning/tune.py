@@ -181,31 +181,29 @@ def _search_run(
 ) -> Iterator[SearchRun | None]:
     """What black-box stages share, continued from a folder where there is one; None without such stages."""
     state, method, base = course.state, course.state.method, course.state.base
-    if not any(isinstance(stage, Bayes | Cma) for stage in method.stages):
-        if folder is not None:
-            raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
-        yield None
-        return
+    searches = any(isinstance(stage, Bayes | Cma) for stage in method.stages)
+    if folder is not None and not searches:
+        raise ConfigError(f"method {method.name}: has no black-box stage that {folder} could continue")
     check_stages(state)
     if folder is None:
-        yield SearchRun(course)
-    else:
-        rows = repr((course.task, course.train.examples, course.dev.examples)).encode()
-        identity = {
-            "method": f"{method.name}.v{method.version}",
-            "stages": [repr(stage) for stage in method.stages],
-            "seed": course.seed,
-            "base": base.fingerprint,
-            "bank": state.source.fingerprint if state.source else None,
-            "rows": hashlib.sha256(rows).hexdigest()[:16],
-        }
-        if precision != "fp32":
-            identity["precision"] = precision
-        if state.label_offsets:
-            identity["calibrated"] = "yes"
-        store = SearchFolder(folder, identity)
-        with store.held():
-            yield SearchRun(course, store)
+        yield SearchRun(course) if searches else None
+        return
+    rows = repr((course.task, course.train.examples, course.dev.examples)).encode()
+    identity = {
+        "method": f"{method.name}.v{method.version}",
+        "stages": [repr(stage) for stage in method.stages],
+        "seed": course.seed,
+        "base": base.fingerprint,
+        "bank": state.source.fingerprint if state.source else None,
+        "rows": hashlib.sha256(rows).hexdigest()[:16],
+    }
+    if precision != "fp32":
+        identity["precision"] = precision
+    if state.label_offsets:
+        identity["calibrated"] = "yes"
+    store = SearchFolder(folder, identity)
+    with store.held():
+        yield SearchRun(course, store)
 
 
 def _draw_projection(state: TaskState, shots: Shots, seed: int) -> None:

@@ -33,7 +33,7 @@ BLOCK = 1 << 16
 @router.get("", responses=refusals(422))
 def about(service: ServiceOf) -> dict[str, Any]:
     """What this server is: version, base, methods, limits. Needs no key, and says whether others do."""
-    gone = {name for names in lacking(service.base, METHODS.values()).values() for name in names}
+    gone = lacking(service.base, METHODS.values())
     return {
         "version": version("mp2"),
         "base": service.base.name,
