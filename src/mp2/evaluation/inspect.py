@@ -166,8 +166,7 @@ def knockouts(
     bank = base.bank(adapter.bank)
     composed = compose(adapter, base)
     weights = router_weights(adapter.tensors["router"].to(base.device)[None], bank.routing)
-    reserve = bank.bank.config.length if composed.injection == "add" else 0
-    rows = encode_shots(base, examples, reserve).rows
+    rows = encode_shots(base, examples, composed.reserve).rows
     model = MRCModel(composed.backbone, composed.head)
 
     def measured(mix: Tensor) -> float:

@@ -96,15 +96,13 @@ class FewShotTask:
 def test_scores(adapter: Adapter, base: Base, task: FewShotTask) -> list[float]:
     """Score of every test row under an adapter, in [0, 1]."""
     composed = compose(adapter, base)
-    prompts = None if composed.prompts is None else composed.prompts[None]
-    reserve = prompts.shape[2] if prompts is not None and composed.injection == "add" else 0
-    test = task.test(reserve)
+    test = task.test(composed.reserve)
     answers = answer_rows(
         MRCModel(composed.backbone, composed.head),
         test.rows,
         [example.context for example in test.examples],
         [example.options for example in test.examples],
-        prompts,
+        None if composed.prompts is None else composed.prompts[None],
         injection=composed.injection,
         lengths=[composed.answer_length],
         offsets=[composed.label_offsets],

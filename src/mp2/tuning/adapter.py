@@ -185,6 +185,11 @@ class Composed:
     answer_length: AnswerLength | None = None
     label_offsets: LabelOffsets = ()
 
+    @property
+    def reserve(self) -> int:
+        """Positions of a window that the prompts take from the text."""
+        return self.prompts.shape[1] if self.prompts is not None and self.injection == "add" else 0
+
 
 def base_of(adapter: Adapter) -> str | None:
     """The base an adapter names, when it is a folder that is there; else the shipped one."""
