@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mp2.data.duplicates import RULES, row_keys
+from mp2.data.duplicates import row_keys
 from mp2.data.leaks import KnownTexts, key_set, known_within, rendered_chunks
 from mp2.data.overlaps import overlap_table, overlaps
 from mp2.errors import Mp2Error
@@ -28,7 +28,7 @@ def _csv_task(
 def test_known_texts_are_found_across_and_within(tmp_path: Path) -> None:
     long = sentence(1, 12)
     spec = _csv_task(tmp_path, "shop", texts(0, 3), test=[{"text": long, "label": 0}, *texts(50, 2)])
-    known = KnownTexts([("shop/test", key_set(spec, "test", tmp_path, tmp_path / "cache", RULES))])
+    known = KnownTexts([("shop/test", key_set(spec, "test", tmp_path, tmp_path / "cache"))])
     keys = row_keys(
         _rows((long.replace("，", "！"),), (sentence(50),), (sentence(2),), (long, "另一句"), ("短", "短句"))
     )
@@ -40,7 +40,7 @@ def test_known_texts_are_found_across_and_within(tmp_path: Path) -> None:
 def test_a_text_with_a_new_beginning_is_almost_known(tmp_path: Path) -> None:
     article = sentence(9, 150)
     spec = _csv_task(tmp_path, "news", texts(0, 3), test=[{"text": article, "label": 0}])
-    known = KnownTexts([("news/test", key_set(spec, "test", tmp_path, tmp_path / "cache", RULES))])
+    known = KnownTexts([("news/test", key_set(spec, "test", tmp_path, tmp_path / "cache"))])
     rows = _rows(
         ("本报讯，记者昨日获悉：" + article,), (sentence(10, 150),), (article[:60] + sentence(11, 300),)
     )

@@ -82,7 +82,7 @@ class RowKeys:
         return len(self.whole)
 
 
-def row_keys(examples: Sequence[MRCExample], rules: DuplicateRules = RULES) -> RowKeys:
+def row_keys(examples: Sequence[MRCExample]) -> RowKeys:
     """Keys of rendered rows; a row's texts are its segments that carry content (``cut``, ``context``)."""
     texts: list[str] = []
     owner: list[int] = []
@@ -92,17 +92,17 @@ def row_keys(examples: Sequence[MRCExample], rules: DuplicateRules = RULES) -> R
         texts += found
         owner += [row] * len(found)
     codes = word_characters(texts)
-    keys = [_key(code, text, rules.key) for code, text in zip(codes, texts, strict=True)]
+    keys = [_key(code, text, RULES.key) for code, text in zip(codes, texts, strict=True)]
     parts: list[list[bytes]] = [[] for _ in examples]
     for row, key in zip(owner, keys, strict=True):
         parts[row].append(key)
     identity = [row[0] if len(row) == 1 else _digest(b"".join(sorted(row))) for row in parts]
     alone = [
-        index for index, row in enumerate(owner) if len(parts[row]) > 1 and len(codes[index]) >= rules.single
+        index for index, row in enumerate(owner) if len(parts[row]) > 1 and len(codes[index]) >= RULES.single
     ]
     rows = np.arange(len(examples))
     owners = np.array(owner, dtype=np.int64)
-    shingle, text_of = _shingles(codes, rules)
+    shingle, text_of = _shingles(codes)
     return RowKeys(
         whole=_uint64([_whole(example) for example in examples]),
         identity=_uint64(identity),
@@ -165,22 +165,22 @@ def _uint64(digests: Sequence[bytes]) -> Hashes:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _shingles(codes: Sequence[NDArray[np.uint32]], rules: DuplicateRules) -> tuple[Hashes, NDArray[np.int64]]:
+def _shingles(codes: Sequence[NDArray[np.uint32]]) -> tuple[Hashes, NDArray[np.int64]]:
     """Sampled shingle hashes of the long texts, and the index of the text of each."""
-    chosen = [index for index, code in enumerate(codes) if len(code) >= rules.long]
+    chosen = [index for index, code in enumerate(codes) if len(code) >= RULES.long]
     if not chosen:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     flat = np.concatenate([codes[index] for index in chosen]).astype(np.uint64)
     owner = np.repeat(chosen, [len(codes[index]) for index in chosen])
-    count = len(flat) - rules.shingle + 1
+    count = len(flat) - RULES.shingle + 1
     hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(rules.shingle):
+    for offset in range(RULES.shingle):
         hashes = hashes * _BASE + flat[offset : offset + count]
     hashes ^= hashes >> np.uint64(32)
     hashes *= _MIX
     hashes ^= hashes >> np.uint64(29)
-    inside = owner[:count] == owner[rules.shingle - 1 :]
-    kept = inside & (hashes % np.uint64(rules.sample) == 0)
+    inside = owner[:count] == owner[RULES.shingle - 1 :]
+    kept = inside & (hashes % np.uint64(RULES.sample) == 0)
     return hashes[kept], owner[:count][kept]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mp2.data.cache import built_once, content_key, file_hashes
-from mp2.data.duplicates import RULES, DuplicateRules, Hashes, RowKeys, found_in, row_keys
+from mp2.data.duplicates import RULES, Hashes, RowKeys, found_in, row_keys
 from mp2.data.readers import OnLeftOut
 from mp2.data.sources import files, layout, read_split
 from mp2.errors import Mp2Error, TaskError, Where
@@ -80,12 +80,12 @@ class KeySet:
     shingle: Hashes
 
 
-def key_set(task: TaskSpec, split: str, root: Path, cache_dir: Path, rules: DuplicateRules) -> KeySet:
+def key_set(task: TaskSpec, split: str, root: Path, cache_dir: Path) -> KeySet:
     """Keys of a split, made once and kept in the cache."""
-    folder = cache_dir / task.name / f"keys-{split}-{key_set_key(task, split, root, cache_dir, rules)}"
+    folder = cache_dir / task.name / f"keys-{split}-{key_set_key(task, split, root, cache_dir)}"
     with built_once(folder) as aside:
         if aside is not None:
-            chunks = [row_keys(chunk.examples, rules) for chunk in rendered_chunks(task, split, root)]
+            chunks = [row_keys(chunk.examples) for chunk in rendered_chunks(task, split, root)]
             for name in KeySet.__slots__:
                 parts = [np.unique(getattr(keys, name)) for keys in chunks]
                 joined = np.concatenate(parts) if parts else np.empty(0, np.uint64)
@@ -93,10 +93,10 @@ def key_set(task: TaskSpec, split: str, root: Path, cache_dir: Path, rules: Dupl
     return KeySet(*(np.load(folder / f"{name}.npy", allow_pickle=False) for name in KeySet.__slots__))
 
 
-def key_set_key(task: TaskSpec, split: str, root: Path, cache_dir: Path, rules: DuplicateRules) -> str:
+def key_set_key(task: TaskSpec, split: str, root: Path, cache_dir: Path) -> str:
     """Hash of everything a split's keys depend on."""
     hashes = file_hashes(files(task, root), cache_dir)
-    return content_key("keys", task.model_dump(mode="json"), split, hashes, rules.as_dict())
+    return content_key("keys", task.model_dump(mode="json"), split, hashes, RULES.as_dict())
 
 
 class KnownTexts:
@@ -104,12 +104,10 @@ class KnownTexts:
 
     Args:
         sets: Names (``task/split``) and keys of the protected splits; the first that has a text owns it.
-        rules: What counts as the same.
     """
 
-    def __init__(self, sets: Sequence[tuple[str, KeySet]], rules: DuplicateRules = RULES) -> None:
+    def __init__(self, sets: Sequence[tuple[str, KeySet]]) -> None:
         self.names = [name for name, _ in sets]
-        self.rules = rules
         self._identity = _owned([keys.identity for _, keys in sets])
         self._text = _owned([keys.text for _, keys in sets])
         self._shingle = _owned([keys.shingle for _, keys in sets])
@@ -144,7 +142,7 @@ class KnownTexts:
         hits = np.bincount(keys.shingle_row[found >= 0], minlength=len(keys))
         kept = np.bincount(keys.shingle_row, minlength=len(keys))
         _mark(owner, keys.shingle_row, found)
-        owner[(hits < self.rules.least) | (hits < self.rules.share * kept)] = -1
+        owner[(hits < RULES.least) | (hits < RULES.share * kept)] = -1
         return owner
 
 
@@ -171,27 +169,20 @@ def _mark(owner: NDArray[np.int64], rows: NDArray[np.int64], found: NDArray[np.i
     owner[rows[hits]] = found[hits]
 
 
-def known_within(
-    task: TaskSpec, split: str, root: Path, cache_dir: Path, rules: DuplicateRules = RULES
-) -> KnownTexts:
+def known_within(task: TaskSpec, split: str, root: Path, cache_dir: Path) -> KnownTexts:
     """Texts of the task's splits that come before ``split`` in the order test, pool, dev, train."""
     offered = layout(task, root).splits
     before = PRIORITY[: PRIORITY.index(split)] if split in PRIORITY else ()
-    return KnownTexts(
-        [(name, key_set(task, name, root, cache_dir, rules)) for name in before if name in offered], rules
-    )
+    return KnownTexts([(name, key_set(task, name, root, cache_dir)) for name in before if name in offered])
 
 
-def known_downstream(
-    tasks: Iterable[TaskSpec], root: Path, cache_dir: Path, rules: DuplicateRules = RULES
-) -> KnownTexts:
+def known_downstream(tasks: Iterable[TaskSpec], root: Path, cache_dir: Path) -> KnownTexts:
     """Texts of the pools and test sets of downstream tasks."""
     return KnownTexts(
         [
-            (f"{task.name}/{split}", key_set(task, split, root, cache_dir, rules))
+            (f"{task.name}/{split}", key_set(task, split, root, cache_dir))
             for task, split in protected_splits(tasks, root)
-        ],
-        rules,
+        ]
     )
 
 

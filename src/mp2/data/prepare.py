@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mp2.data.cache import built_once, content_key, file_hashes
-from mp2.data.duplicates import RULES, DuplicateRules, HashSet, RowKeys, row_keys
+from mp2.data.duplicates import RULES, HashSet, RowKeys, row_keys
 from mp2.data.encode import Encoded, Encoder
 from mp2.data.leaks import (
     UPSTREAM,
@@ -75,7 +75,6 @@ def prepare(
     splits: Collection[str] | None = None,
     protect: Sequence[TaskSpec] | None = None,
     max_bad: float = MAX_BAD,
-    rules: DuplicateRules = RULES,
     workers: int = 1,
 ) -> dict[str, PreparedTask]:
     """Prepare tasks, or open what is already prepared.
@@ -93,7 +92,6 @@ def prepare(
         protect: Downstream tasks to keep out of pre-training; those of the catalogue that are at hand
             when None.
         max_bad: Share of rows that may be unusable before a split is refused.
-        rules: What counts as the same text.
         workers: Processes, each preparing whole tasks.
 
     Returns:
@@ -110,7 +108,7 @@ def prepare(
     guarded = downstream_at_hand(root) if protect is None else list(protect)
     wanted = [_splits(task, root, splits) for task in tasks]
     bar = Bar(sum(map(len, wanted)))
-    job = Preparation(root, encoder, cache_dir, tuple(guarded), max_bad, rules, bar)
+    job = Preparation(root, encoder, cache_dir, tuple(guarded), max_bad, bar)
     try:
         done = _all_tasks(job, tasks, wanted, workers)
     finally:
@@ -204,19 +202,18 @@ class Preparation:
     cache_dir: Path
     protect: tuple[TaskSpec, ...]
     max_bad: float
-    rules: DuplicateRules
     bar: Bar
 
     @cached_property
     def downstream(self) -> KnownTexts:
         """Texts of all protected tasks."""
-        return known_downstream(self.protect, self.root, self.cache_dir, self.rules)
+        return known_downstream(self.protect, self.root, self.cache_dir)
 
     @cached_property
     def _protected_keys(self) -> dict[tuple[str, str], str]:
         """What the texts of each protected split depend on."""
         return {
-            (task.name, split): key_set_key(task, split, self.root, self.cache_dir, self.rules)
+            (task.name, split): key_set_key(task, split, self.root, self.cache_dir)
             for task, split in protected_splits(self.protect, self.root)
         }
 
@@ -229,7 +226,7 @@ class Preparation:
         others = self.others(task)
         if len(others) == len(self.protect):
             return self.downstream
-        return known_downstream(others, self.root, self.cache_dir, self.rules)
+        return known_downstream(others, self.root, self.cache_dir)
 
     def task(self, task: TaskSpec, splits: Sequence[str]) -> PreparedTask:
         """Prepare splits of one task."""
@@ -259,7 +256,7 @@ class Preparation:
         across = self._protected_keys.items() if split in UPSTREAM else ()
         known = [key for (name, _), key in across if name != task.name]
         spec = task.model_dump(mode="json")
-        return content_key(FORMAT, spec, split, hashes, self.encoder.fingerprint, self.rules.as_dict(), known)
+        return content_key(FORMAT, spec, split, hashes, self.encoder.fingerprint, RULES.as_dict(), known)
 
     def _build(self, task: TaskSpec, split: str, folder: Path) -> None:
         begin = time.monotonic()
@@ -269,7 +266,7 @@ class Preparation:
         with SplitWriter(folder / ROWS, task) as writer:
             for chunk in rendered_chunks(task, split, self.root, report.add_bad, report.leave_out):
                 report.read += len(chunk.rows)
-                keys = row_keys(chunk.examples, self.rules)
+                keys = row_keys(chunk.examples)
                 kept = remover.kept(keys, chunk)
                 chosen = [(i, e) for i, e in self._encoded(chunk, kept, report) if e is not None]
                 if chosen:
@@ -308,7 +305,7 @@ class _Remover:
 
     def __init__(self, job: Preparation, task: TaskSpec, split: str, report: SplitReport) -> None:
         self.report, self.split = report, split
-        self.within = known_within(task, split, job.root, job.cache_dir, job.rules)
+        self.within = known_within(task, split, job.root, job.cache_dir)
         self.across = job.known_across(task) if split in UPSTREAM else None
         self.seen = HashSet()
 
