@@ -1,6 +1,6 @@
 """Peak memory of a step of step 2 against batch, length and layers, and the formula that predicts it.
 
-    python benchmarks/memory.py                 # shipped width
+    python benchmarks/memory.py                 # 4 x 256, and around it
     python benchmarks/memory.py --large         # and CPT-large's shape with random weights, a minute more
     python benchmarks/memory.py --fits          # no measurement: what fits on 8, 24 and 80 GB
 

@@ -135,6 +135,13 @@ def test_bad_arguments_are_told(root: Path, tmp_path: Path, monkeypatch: pytest.
     for number in ("0", "-1"):
         none = CliRunner().invoke(app, ["data", "preview", "waimai", "--root", str(root), "--rows", number])
         assert none.exit_code == 2 and "equal to 1" in none.output
+    for option, number in (("--max-bad", "2"), ("--workers", "0"), ("--reserve", "-5")):
+        wrong = CliRunner().invoke(app, ["data", "prepare", "waimai", "--root", str(root), option, number])
+        assert wrong.exit_code == 2 and option in wrong.output
+    renamed = tmp_path / "renamed.yaml"
+    renamed.write_text(dump_task(catalogue.get("waimai")).replace("text: review", "text: rview"), "utf-8")
+    with pytest.raises(DataError, match=r"no row could be rendered, such as .*:2: column 'rview' is missing"):
+        _mp2("preview", renamed, "--root", root, "--split", "train")
     with pytest.raises(Mp2Error, match="did you mean 'waimai'"):
         _mp2("preview", "waimia", "--root", root)
     with pytest.raises(DataError, match=r"put .* into"):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from mp2.cli.demo import TASKS
 from mp2.cli.main import app
+from mp2.errors import ConfigError
 from mp2.model.checkpoint import ASSETS, Base
 from mp2.tuning.rows import labelled_rows
 
@@ -18,6 +19,12 @@ def test_the_demo_runs_and_shows_every_task(base: Base) -> None:
     assert result.exit_code == 0, result.output
     assert all(name in result.output for name in TASKS)
     assert "s in all" in result.output
+
+
+def test_a_method_that_cannot_take_every_task_is_told_before_any_is_tuned(base: Base) -> None:
+    result = CliRunner().invoke(app, ["demo", "--model", str(base.path), "--method", "linear-probing"])
+    assert isinstance(result.exception, ConfigError) and "task find-target (extract" in str(result.exception)
+    assert "support-tickets" not in result.output
 
 
 @pytest.mark.parametrize("name", TASKS)

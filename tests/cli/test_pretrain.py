@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,14 @@ def test_wrong_numbers_are_told_before_data_is_prepared(
     base: Base, tmp_path: Path, data: tuple[object, ...], command: str
 ) -> None:
     options = [option for option in data if option not in ("-k", 3, "--length", 4, "--intrinsic", 6)]
-    wrong = [("--steps", 0)] + [("--splits", 5)] * (command == "pretrain-poly")
+    wrong = [("--steps", 0), ("--rows", 0)] + [("--splits", 5)] * (command == "pretrain-poly")
+    if command != "pretrain-poly":
+        wrong += [("--tokens", 0), ("--lr-head", -1)]
     for option in wrong:
         refused = call(command, base.path, *options, *option, "--out", tmp_path / "out")
         assert isinstance(refused.exception, ConfigError), refused.exception
-        assert option[0].strip("-") in str(refused.exception) and not (tmp_path / "cache").exists()
+        told = str(refused.exception).replace("learning rate of ", "lr-")
+        assert option[0].strip("-") in told and not (tmp_path / "cache").exists()
 
 
 def test_a_warm_up_tells_the_score_of_what_it_wrote(
@@ -100,6 +104,29 @@ def test_one_process_after_the_other_reads_the_texts_of_ppt(
     assert seen == ["turn", "corpus", "over"]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--mixture", "mlm=1,clooze=1"), "unknown objective 'clooze'; did you mean 'cloze'"),
+        (("--mixture", "mlm=1,mlm=2"), "mixture: mlm stands twice"),
+        (("--positions", 10), "a row has room for 10 tokens, a batch for 4096"),
+        (("--lr", "nan"), "learning rate of the encoder: expected a number of at least 0, got nan"),
+    ],
+)
+def test_what_no_step_one_can_be_is_told_before_texts_are_read(
+    tmp_path: Path, options: tuple[object, ...], told: str
+) -> None:
+    (tmp_path / "t.txt").write_text("天气很好。我们出去走走。\n" * 40, encoding="utf-8")
+    refused = call("pretrain-backbone", tmp_path / "t.txt", *options, "--out", tmp_path / "out")
+    assert isinstance(refused.exception, ConfigError) and told in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_slots_that_leave_no_room_are_told_before_texts_are_read(base: Base, tmp_path: Path) -> None:
+    refused = call("pretrain-ppt", base.path, tmp_path / "t.txt", "--length", 100, "--out", tmp_path / "out")
+    assert isinstance(refused.exception, ConfigError) and "room for 28 tokens" in str(refused.exception)
+
+
 def test_heads_must_divide_the_hidden_size(tmp_path: Path) -> None:
     wrong = ("--hidden", 10, "--heads", 3, "--out", tmp_path / "out")
     refused = call("pretrain-backbone", tmp_path / "t.txt", *wrong)
@@ -128,6 +155,15 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(tmp_path
     root = ("--root", tmp_path) if command in ("pretrain", "warm-up", "pretrain-poly") else ()
     refused = call(command, *words, *root, "--out", tmp_path / "file" / "x")
     assert isinstance(refused.exception, WriteError) and "file: expected a folder" in str(refused.exception)
+
+
+def test_notes_in_a_base_that_is_replaced_are_not_lost(base: Base, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(base.path, tmp_path / "own"))
+    (own / "notes.md").write_text("mine")
+    parts = ("tiny", own / "encoder", own / "banks" / "deep", "-o", own, "--replace")
+    refused = call("assemble", *parts, "--notes", own / "notes.md")
+    assert isinstance(refused.exception, CheckpointError) and "would be lost" in str(refused.exception)
+    assert (own / "notes.md").exists()
 
 
 @pytest.mark.parametrize("notes", ["none.md", "gbk.md"])

@@ -63,6 +63,8 @@ def test_an_option_longer_than_the_window_is_refused_with_both_sizes(encoder: En
         TaskError, match=r"needs 301 tokens, but the model's window of 128 .*, in the row '一'"
     ):
         encoder([render(task, {"document": "一", "options": ["长" * 300, "二"], "label": 0})])
+    with pytest.raises(TaskError, match=r"the option '长+' needs 301 tokens"):  # not the one of most letters
+        encoder([render(task, {"document": "一", "options": ["长" * 300, "a" * 400], "label": 0})])
 
 
 @pytest.mark.parametrize(

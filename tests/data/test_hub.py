@@ -111,6 +111,10 @@ def test_what_is_not_on_a_hub_is_told(tmp_path: Path, hub: Path) -> None:
     assert done.by_hand["ccpm"].startswith(f"ccpm: put train.jsonl, valid.jsonl into {tmp_path / 'CCPM'}")
     line = missing(catalogue.get("lcqmc"), tmp_path) or ""
     assert line.startswith("lcqmc: fetch it with 'mp2 data fetch lcqmc', or put train.txt, dev.txt into ")
+    own = catalogue.get("lcqmc").model_copy(update={"name": "own"})  # by whose name it cannot be fetched
+    assert (missing(own, tmp_path) or "").startswith(
+        "own: fetch it with 'mp2 data fetch' and its task file, or"
+    )
 
 
 def test_a_broken_fetch_leaves_nothing_and_is_gone_on_with(tmp_path: Path, hub: Path) -> None:

@@ -255,6 +255,25 @@ def test_xlsx(tmp_path: Path) -> None:
         rows(write(tmp_path, "text", "bad.xlsx"), format="xlsx")
 
 
+def test_a_workbook_that_is_damaged_or_named_as_a_table(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for n in range(50):
+        book.active.append([f"文{n}", "晴"])
+    book.save(tmp_path / "whole.xlsx")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.xlsx") as whole,
+        zipfile.ZipFile(tmp_path / "cut.xlsx", "w") as cut,
+    ):
+        for name in whole.namelist():
+            content = whole.read(name)
+            cut.writestr(name, content[: len(content) // 2] if name.endswith("sheet1.xml") else content)
+    with pytest.raises(DataError, match=r"cut\.xlsx:\d+: the sheet is cut or damaged"):
+        rows(tmp_path / "cut.xlsx", format="xlsx", columns=("text", "label"))
+    (tmp_path / "whole.xlsx").rename(tmp_path / "whole.csv")
+    with pytest.raises(DataError, match=r"whole\.csv: this is an Excel workbook; name it \.xlsx"):
+        list(read_table(tmp_path / "whole.csv"))
+
+
 def test_a_folder_per_label(tmp_path: Path) -> None:
     for label, text in (("C3-Art", "画"), ("C39-Sports", "球")):
         (tmp_path / label).mkdir()
@@ -279,6 +298,11 @@ def test_compressed_files_are_known_by_their_first_bytes(tmp_path: Path) -> None
         rows(path, format="csv")
     with pytest.raises(DataError, match=r"no member 'othr.csv'; did you mean 'other.csv'"):
         rows(path, format="csv", member="othr.csv")
+    plain = path.read_bytes()  # with the flag of a password in both of its places
+    locked = plain.replace(b"PK\x03\x04\x14\0\0", b"PK\x03\x04\x14\0\1")
+    locked = locked.replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\1")
+    with pytest.raises(DataError, match=r"other.csv: cannot be unpacked: .* encrypted"):
+        rows(write(tmp_path, locked, "locked.zip"), format="csv", member="other.csv")
 
 
 def test_encodings_and_byte_order_marks(tmp_path: Path) -> None:
@@ -301,6 +325,11 @@ def test_rewriting(tmp_path: Path) -> None:
     assert rows(path, format="jsonl", **keys) == [
         {"text": "听着#雨#", "words": ["甲", "乙"], "keys": "丙，丁", "label": "1"}
     ]
+
+
+def test_recoding_makes_no_column_that_the_file_lacks(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,lable\n晴,0\n")
+    assert rows(path, format="csv", recode={"label": {"0": "晴"}}) == [{"text": "晴", "lable": "0"}]
 
 
 def test_dropped_rows_are_counted_by_reason(tmp_path: Path) -> None:
@@ -394,6 +423,13 @@ BROKEN: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("cut array", '[{"a": 1}', {"format": "json"}, ":1: expected ',' or ']' in the array, got the end"),
     ("wrong json", '[{"a": 1},\n{"a": 01}]' + " " * 40, {"format": "json"}, ":2: not valid JSON"),
     ("object", '{"a": 1}', {"format": "json"}, ":1: expected an array of rows, got '{'"),
+    ("lines", '{"a": 1}\n{"a": 2}\n', {"format": "json"}, "; a file with an object per line is .jsonl"),
+    (
+        "two arrays",
+        '[{"a": 1}]\n[{"a": 2}]\n',
+        {"format": "json"},
+        ":2: expected one array of rows and no more",
+    ),
     ("no key", '{"date": [1]}', {"format": "json", "at": "data"}, "no key 'data'; did you mean 'date'?"),
     (
         "no array",

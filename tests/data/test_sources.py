@@ -107,6 +107,25 @@ def test_excluded_and_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> 
         texts(task, "train", tmp_path)
 
 
+@pytest.mark.parametrize("rule", [{"exclude": "old"}, {"distinct": True}])
+def test_rows_without_their_texts_are_bad_and_not_all_the_same(tmp_path: Path, rule: dict[str, Any]) -> None:
+    names = {"all": "all.tsv", "old": "old.tsv"}
+    kinds = {
+        name: {"path": path, "format": "tsv", "columns": ("txt", "label")} for name, path in names.items()
+    }
+    task = weather(files=kinds, layouts=({"splits": {"train": {"files": "all", **rule}}},))
+    write(tmp_path, "weather/all.tsv", ["一", "二", "三"])
+    write(tmp_path, "weather/old.tsv", ["四"])
+    bad, left = list[DataError](), list[str]()
+    told = {"on_bad": bad.append, "on_left_out": lambda reason, where: left.append(reason)}
+    assert not texts(task, "train", tmp_path, **told) and not left
+    assert [str(error).partition("; ")[0] for error in bad] == [
+        f"{tmp_path}/weather/all.tsv:{n}: column 'text' is missing" for n in (1, 2, 3)
+    ]
+    with pytest.raises(DataError, match="column 'text' is missing; did you mean 'txt'"):
+        texts(task, "train", tmp_path)
+
+
 def test_the_first_complete_layout_is_used(tmp_path: Path) -> None:
     columns = {"format": "tsv", "columns": ("text", "label")}
     task = weather(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from mp2.errors import CheckpointError
 from mp2.export.hub import adapter_from_pretrained, base_from_pretrained, fetch, model_card, push_to_hub
 from mp2.model.checkpoint import Base
 from mp2.serving.predictor import Predictor
+from mp2.tasks.spec import TaskSpec
 from tests.local_hub import local_hub
-from tests.serving.kit import REVIEWS, adapter
+from tests.serving.kit import PAIRS, REVIEWS, TARGETS, adapter
+
+OPTIONS = TaskSpec(name="options", family="choice", template="{question}", options=("a", "b"))
 
 
 def test_an_adapter_goes_to_a_hub_and_comes_back(base: Base, tmp_path: Path) -> None:
@@ -52,6 +56,25 @@ def test_a_base_in_the_hubs_layout_is_loaded_by_name(base: Base, tmp_path: Path)
     predictor = Predictor(back)
     predictor.add("reviews", adapter(base, REVIEWS, 1))
     assert predictor.predict([("reviews", "好")])[0].answer.text in REVIEWS.labels
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "row"),
+    [
+        (TARGETS, "a span of the text", '"..."'),
+        (PAIRS, "矛盾，相似", '{"text1": "...", "text2": "..."}'),
+        (OPTIONS, "one of the row's options", '{"question": "...", "a": "... 1", "b": "... 2"}'),
+    ],
+)
+def test_the_card_asks_as_the_task_is_asked(
+    base: Base, tmp_path: Path, task: TaskSpec, answers: str, row: str
+) -> None:
+    adapter(base, task, 1).save(tmp_path / "some")
+    card = model_card(tmp_path / "some", "anna/some")
+    assert f"| answers | {answers} |" in card and f'predict([("{task.name}", {row})])' in card
+    predictor = Predictor(base)
+    predictor.add(task.name, adapter_from_pretrained(str(tmp_path / "some")))
+    assert predictor.predict([(task.name, json.loads(row))])[0].answer.text
 
 
 def test_a_local_folder_is_its_own_answer(base: Base, tmp_path: Path) -> None:

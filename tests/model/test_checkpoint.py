@@ -165,6 +165,25 @@ def test_a_cpt_checkpoint_with_a_layer_cut_out_is_refused(tmp_path: Path) -> Non
         load_backbone(tmp_path)
 
 
+def test_damage_that_no_manifest_tells_is_told(base: Base, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(Path(base.path) / "encoder", tmp_path / "e"))
+    save_file({"weight": torch.zeros(2, 7), "bias": torch.zeros(2)}, folder / "head.safetensors")
+    with pytest.raises(CheckpointError, match=r"head\.safetensors: expected the span head .* width 32"):
+        Base(folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match="no tokenizer could be loaded"):
+        Base(folder)
+    for name in ("tokenizer.json", "vocab.txt"):  # transformers then makes a tokenizer that knows no word
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match="no vocabulary for the tokenizer"):
+        Base(folder)
+    config = {"architectures": ["CPTForConditionalGeneration"], "model_type": "bart"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="the encoder could not be loaded"):
+        load_backbone(folder)
+
+
 # -- bases and banks -----------------------------------------------------------------------------
 
 

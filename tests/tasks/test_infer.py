@@ -52,6 +52,21 @@ CASES: list[tuple[Rows, str, dict[str, Any]]] = [
         {"options": tuple(f"option{n}" for n in range(1, 11))},  # those of all rows
     ),
     (
+        rows("content,question,answer", ("东航", "谁？", "东航")),
+        "reading",
+        {"fields": {"context": "content"}},  # the question is not left out
+    ),
+    (
+        rows("title,context,question,answer", ("新闻", "东航", "谁？", "东航")),
+        "reading",
+        {"fields": {}},
+    ),
+    (
+        rows("内容,问题,选项1,选项2,答案", ("文", "谁？", "甲", "乙", "1")),
+        "choice",
+        {"fields": {"question": "问题", "document": "内容"}},
+    ),
+    (
         rows("sentence,target,answer_start", ("甲和甲", "甲", "2")),
         "extraction",
         {"answer_start": "answer_start"},
@@ -115,6 +130,30 @@ def test_columns_and_labels_tell_the_task(table: Rows, family: str, facts: dict[
                 "question,option_a,option_b,option_c,label", ("a", "b", "c", "d", 1), ("a", "b", "c", "d", 2)
             ),
             "column 'label': numbers from 1 to 2, and an index counts from 0; write letters",
+        ),
+        (
+            rows("sentence1,sentence2,label,category", ("a", "b", "x", "y")),
+            "columns 'label' and 'category': either could be the label",
+        ),
+        (
+            rows("sentence1,sentence2,text,label", ("a", "b", "c", "x")),
+            "columns 'sentence1' and 'text': either could be the text",
+        ),
+        (
+            rows("sentence,target,keyword", ("a", "a", "a")),
+            "columns 'target' and 'keyword': either could be the target",
+        ),
+        (
+            rows("sentence,question,target", ("a", "b", "a")),
+            "columns 'sentence' and 'question': either could be the text",
+        ),
+        (
+            rows("context,passage,question,answer", ("a", "b", "c", "a")),
+            "columns 'context' and 'passage': either could be the text that the question is about",
+        ),
+        (
+            rows("article,text,question,options,label", ("a", "b", "c", ["d", "e"], 0)),
+            "columns 'article' and 'text': either could be the text that the question is about",
         ),
         (rows("text,label", ("a", "x")), "expected at least 2 different labels"),
         (

@@ -142,7 +142,16 @@ def test_rows_without_an_answer(answer: Any) -> None:
         (TOPIC, {"text": math.nan, "label": 0}, "column 'text': expected text, got NaN"),
         (TOPIC, {"text": None, "label": 0}, "column 'text': expected text, got nothing"),
         (TOPIC, {"text": ["球赛"], "label": 0}, "column 'text': expected text, got list"),
-        (CHOICE, {"d": "", "q": "", "options": "晴", "a": 0}, "column 'options': expected a list of options"),
+        (
+            CHOICE,
+            {"d": "", "q": "", "options": "晴|雨", "a": 0},
+            "column 'options': expected a list of options, got '晴|雨'; a table has a column for each",
+        ),
+        (
+            CHOICE,
+            {"d": "", "q": "", "option": [], "a": 0},
+            "column 'options' is missing; did you mean 'option'?",
+        ),
         (CHOICE, {"d": "", "q": "", "options": ["晴"], "a": 0}, "expected at least 2 options, got 1"),
         (CHOICE, {"d": "", "q": "", "options": ["晴", " "], "a": 0}, "an option is empty"),
         (CHOICE, {"d": "", "q": "", "options": ["晴", "雨"], "a": 2}, "'2' is none of the 2 options"),

@@ -59,9 +59,23 @@ def test_labels_may_be_given_by_index_unless_they_are_numbers() -> None:
             2,
             "family: 'clasification' is not valid; did you mean 'classi",
         ),
-        (("name: weather", "name: Weather"), 1, "name"),
+        (
+            ("name: weather", "name: Weather"),
+            1,
+            "name: expected lower-case letters, digits, '.', '_' and '-'",
+        ),
+        (("[晴, 雨]", "晴"), 3, "labels: expected a list, got '晴'"),
+        (("coding: {0: 晴, no: 雨}", "coding:"), 4, "coding: expected keys with values, got None"),
+        (("fields:", "version: '2'\nfields:"), 5, "version: expected a whole number, got '2'"),
+        (
+            ("fields:", "options: [3]\nfields:"),
+            5,
+            "options: expected a column or a list of columns, got (3,)",
+        ),
         (("fields:", "template: no slot\nfields:"), 5, "template: has no {field} slot"),
         (("fields:", "template: '{text'\nfields:"), 5, "template: "),
+        (("fields:", "template: '{text:4}'\nfields:"), 5, "template: {text:4} is not a plain field name"),
+        (("fields:", "template: '{text!r}'\nfields:"), 5, "template: {text!r} is not a plain field name"),
         (("fields:", "cut: [body]\nfields:"), 5, "cut: 'body' is not a field of the template"),
         (("coding: {0", "coding: {{0"), 5, "not valid YAML"),
     ],
@@ -84,6 +98,8 @@ def test_mistakes_deep_in_the_data_section_are_placed() -> None:
     assert "weather.yaml:14: unknown key" in str(caught.value)
     assert "did you mean 'format'?" in str(caught.value)
     text = text.replace("formt", "format")
+    with pytest.raises(TaskError, match=r":17: data\.layouts\.0\.splits\.trian: .*did you mean 'train'\?"):
+        parse_task(text.replace("train:", "trian:"))
     with pytest.raises(TaskError, match=r"'al' is none of the files; did you mean 'all'\?"):
         parse_task(text)
     for key, says in (
@@ -117,6 +133,13 @@ def test_a_task_file_is_a_mapping(text: str) -> None:
 def test_values_in_themselves_or_too_deep_are_told(value: str) -> None:
     with pytest.raises(TaskError, match=r"<task>: values are nested too deep, or in themselves"):
         parse_task(f"name: {value}\n")
+
+
+def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
+    lists = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)]
+    with pytest.raises(TaskError, match=r"<task>: expected at most 100,000 keys and values"):
+        parse_task("a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(lists))
+    assert parse_task(GOOD + "description: &one a\nanswer: *one\n").answer == "a"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -153,6 +176,20 @@ def test_a_verbaliser_with_labels_keeps_the_coding() -> None:
     assert task.verbalised("default") is task
     with pytest.raises(TaskError, match="did you mean 'old'"):
         task.verbalised("odl")
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "says"),
+    [
+        ("note: a\n    labels: [好, 好]", 10, "verbalisers.old.labels: '好' stands twice"),
+        ("template: none", 9, "verbalisers.old.template: has no {field} slot"),
+        ("coding: {0: 雪}", 9, "verbalisers.old.coding: '0' maps to '雪', which is no label"),
+    ],
+)
+def test_a_mistake_in_a_verbaliser_is_placed_there(keys: str, line: int, says: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        parse_task(GOOD + f"verbalisers:\n  old:\n    {keys}\n", "weather.yaml")
+    assert f"weather.yaml:{line}: {says}" in str(caught.value)
 
 
 def test_a_verbaliser_of_another_size_is_refused_when_the_file_is_read() -> None:

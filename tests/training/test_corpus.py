@@ -10,6 +10,7 @@ import pytest
 
 from mp2.errors import DataError
 from mp2.training.corpus import Corpus, build_corpus, read_texts, split_sentences
+from mp2.training.tokentext import TokenText
 from tests.training.invented import invented_texts, invented_tokenizer
 
 
@@ -60,6 +61,27 @@ def test_a_failed_build_leaves_the_old_corpus(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt.xz", "c.jsonl.gz", "corpus"]
 
 
+@pytest.mark.parametrize("name", ["tokens.npy", "sentences.npy", "meta.json"])
+def test_token_files_that_were_cut_off_are_told_and_made_again(tmp_path: Path, name: str) -> None:
+    paths, folder = files(tmp_path), tmp_path / "corpus"
+    whole = build_corpus(paths, invented_tokenizer(), folder)
+    cut = (folder / name).read_bytes()
+    (folder / name).write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(
+        DataError, match=r"corpus: damaged token files: .*; copy them again, or give the text"
+    ):
+        Corpus.open(folder)
+    assert build_corpus(paths, invented_tokenizer(), folder).meta == whole.meta
+
+
+def test_the_last_file_may_hold_no_document(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    paths = [*files(tmp_path), tmp_path / "empty.txt"]
+    text = TokenText(build_corpus(paths, invented_tokenizer(), tmp_path / "corpus"), invented_tokenizer())
+    drawn = text.draw_sentences(np.random.default_rng(0), 1000)
+    assert drawn.min() >= 0 and drawn.max() < len(text.sentences) - 1
+
+
 def test_errors_say_what_was_expected_and_where(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "好"}\n{"texts": "坏"}\n', encoding="utf-8")
@@ -67,6 +89,14 @@ def test_errors_say_what_was_expected_and_where(tmp_path: Path) -> None:
         DataError, match=r"rows\.jsonl:2: expected text in field 'text'; did you mean 'texts'"
     ):
         list(read_texts(rows))
+    rows.write_text('{"text": "好"}\n{"text": "好\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: half a character"):
+        build_corpus([rows], invented_tokenizer(), tmp_path / "corpus")
+    packed = bytearray(gzip.compress("\n".join(invented_texts(40)).encode()))
+    packed[200:260] = bytes(60)
+    (tmp_path / "damaged.txt.gz").write_bytes(bytes(packed))
+    with pytest.raises(DataError, match=r"damaged\.txt\.gz: cannot be read"):
+        list(read_texts(tmp_path / "damaged.txt.gz"))
     with pytest.raises(DataError, match=r"unknown kind of text file.*\.txt, \.jsonl"):
         list(read_texts(tmp_path / "a.pdf"))
     with pytest.raises(DataError, match=r"absent\.txt"):

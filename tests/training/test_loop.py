@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from mp2.errors import CheckpointError, ConfigError
@@ -115,12 +117,33 @@ def test_what_is_written_when_the_time_is_up_has_a_score(tmp_path: Path) -> None
     assert run.fit().curve == [{"step": 1, "score": 1.0}]
 
 
+def test_the_board_keeps_every_step_of_a_run_that_went_on(tmp_path: Path) -> None:
+    config = LoopConfig(4, save_every=2, log_every=1)
+    trainer(net(), config, tmp_path).fit()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")  # as if it had been stopped in step 4
+    trainer(net(), config, tmp_path).fit()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="learning rate of first: expected a number of at least 0, got"):
         Group("first", dict(net().named_parameters()), rate)
     with pytest.raises(ConfigError, match="minutes: expected a number of at least 0"):
         LoopConfig(5, minutes=rate)
+    with pytest.raises(ConfigError, match="save_every: expected at least 0, got -3"):
+        LoopConfig(5, save_every=-3)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    def second() -> dict[str, float]:
+        with pytest.raises(ConfigError, match="another run is writing to it"):
+            trainer(net(), LoopConfig(4), tmp_path, settings={"gate": "hard"}).fit()
+        return {"score": 1.0}
+
+    assert trainer(net(), LoopConfig(4), tmp_path, evaluate=second).fit().curve == [{"step": 4, "score": 1.0}]
+    assert trainer(net(), LoopConfig(5), tmp_path).fit().step == 5
 
 
 def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:

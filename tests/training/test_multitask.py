@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import ElectraConfig, ElectraModel
 
 from mp2.data.prepare import PreparedTask, prepare
 from mp2.errors import CheckpointError, ConfigError, DataError
@@ -31,9 +32,10 @@ from mp2.training.backbone import (
 )
 from mp2.training.loop import LoopConfig, Trainer
 from mp2.training.multitask import MultiTaskConfig, MultiTaskRun, pretrain_prompts, warm_up
+from mp2.training.position_heads import add_position_heads
 from mp2.training.ppt import pretrain_ppt
 from tests.data.invented import rows_of, task, write_jsonl
-from tests.micro import micro_bank
+from tests.micro import micro_bank, micro_tokenizer
 from tests.training.invented import invented_texts, invented_tokenizer
 
 FAMILIES = ("classification", "pair", "extraction")
@@ -247,6 +249,48 @@ def test_from_raw_text_to_a_base(tmp_path: Path) -> None:
         assemble("twice", run / "encoder", [tmp_path / "ppt" / "bank"] * 2, tmp_path / "twice")
 
 
+def test_a_base_gives_its_encoder_to_another(base: Base, tmp_path: Path) -> None:
+    bank = Path(base.path) / "banks" / "deep"
+    made = assemble("again", Path(base.path), [bank], tmp_path / "again")
+    assert made.fingerprint == base.fingerprint and made.bank("deep").tasks == ("alpha", "beta")
+    assert not (tmp_path / "again" / "encoder" / "banks").exists()
+
+
+def test_what_no_base_can_be_made_of_is_told(base: Base, tmp_path: Path) -> None:
+    encoder, bank = tmp_path / "encoder", micro_bank(base, "../away", deep=True)
+    shutil.copytree(Path(base.path) / "encoder", encoder)
+    bank.save(tmp_path / "bank")
+    with pytest.raises(ConfigError, match=r"name of a bank: .* got '\.\./away'"):
+        assemble("tiny", encoder, [tmp_path / "bank"], tmp_path / "tiny")
+    (encoder / "training.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"training\.json: damaged"):
+        assemble("tiny", encoder, [Path(base.path) / "banks" / "deep"], tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a"])
+def test_a_bank_has_the_name_of_a_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="name of a bank: expected one that a folder can have, got"):
+        MultiTaskConfig(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rows": 0}, "rows: expected at least 1, got 0"),
+        ({"bare": 1.5}, "bare: expected 0 to 1, got 1.5"),
+        ({"mix_options": float("nan")}, "mix_options: expected 0 to 1, got nan"),
+        ({"size_exponent": float("inf")}, "size_exponent: expected 0 to 1, got inf"),
+        ({"init_std": float("nan")}, "init_std: expected a number of at least 0, got nan"),
+        ({"lr": {"head": float("nan")}}, "learning rate of head: expected a number"),
+        ({"modules": 0}, "bank: modules: expected at least 1, got 0"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        replace(CONFIG, **changes)
+
+
 def test_a_tokenizer_of_other_texts_is_not_taken_for_these(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(invented_texts()) + "\n", encoding="utf-8")
@@ -256,6 +300,9 @@ def test_a_tokenizer_of_other_texts_is_not_taken_for_these(tmp_path: Path) -> No
         prepare_text([text], tmp_path, 11_000, 16)
     text.write_text("又来了一篇。\n" * 50, encoding="utf-8")
     with pytest.raises(ConfigError, match="tokenizer: made from other texts"):
+        prepare_text([text], tmp_path, 12_000, 16)
+    text.unlink()
+    with pytest.raises(DataError, match=r"expected text files, found none at .*text\.txt"):
         prepare_text([text], tmp_path, 12_000, 16)
 
 
@@ -276,6 +323,18 @@ def test_step_one_goes_on_from_an_encoder(base: Base, tmp_path: Path, rate: floa
     ended = Base(tmp_path / "run" / "encoder").model().state_dict()
     for key, value in begun.items():
         assert torch.equal(value.half().float(), ended[key]) is (rate == 0), key
+
+
+def test_word_embeddings_narrower_than_the_layers_are_refused(tmp_path: Path) -> None:
+    vocabulary = len(micro_tokenizer(tmp_path))
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    electra = ElectraModel(ElectraConfig(vocab_size=vocabulary, embedding_size=16, **shape))
+    electra.save_pretrained(tmp_path)
+    base, told = Base(tmp_path), "need.* word embeddings as wide as the layers, 32; got 16"
+    with pytest.raises(ConfigError, match=told):
+        shape_of(base)
+    with pytest.raises(ConfigError, match=told):
+        add_position_heads(base.backbone.whole[0], torch.Generator(), first=2)
 
 
 def test_the_card_says_how_the_runs_went_and_whose_data_it_was(base: Base, tmp_path: Path) -> None:

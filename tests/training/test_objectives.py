@@ -163,7 +163,9 @@ def test_wrong_mixtures_are_refused(text: TokenText, tmp_path: Path) -> None:
         Mixture({"mlm": 0}, text, tokenizer)
     with pytest.raises(ConfigError, match="weight of at least 0"):
         Mixture({"mlm": -1}, text, tokenizer)
-    with pytest.raises(ConfigError, match="max_length"):
+    with pytest.raises(ConfigError, match="weight of at least 0 for 'mlm', got inf"):
+        Mixture({"mlm": float("inf")}, text, tokenizer)
+    with pytest.raises(ConfigError, match="a row has room for 128 tokens, a batch for 64"):
         Mixture({"mlm": 1}, text, tokenizer, tokens=64)
     (tmp_path / "short.txt").write_text("一二三。\n", encoding="utf-8")
     short = build_corpus([tmp_path / "short.txt"], tokenizer, tmp_path / "short")

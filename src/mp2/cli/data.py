@@ -69,12 +69,14 @@ def prepare(
     length: Annotated[
         int | None, typer.Option(help="Tokens of a window, prompt slots included; the model's by default.")
     ] = None,
-    reserve: Annotated[int, typer.Option(help="Tokens of a window kept for prompt slots.")] = 0,
+    reserve: Annotated[int, typer.Option(help="Tokens of a window kept for prompt slots.", min=0)] = 0,
     splits: Annotated[
         str | None, typer.Option(help="Splits, such as train,dev; all that a task has by default.")
     ] = None,
-    max_bad: Annotated[float, typer.Option(help="Share of rows that may be unusable.")] = 0.02,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    max_bad: Annotated[
+        float, typer.Option(help="Share of rows that may be unusable, 0.02 for 2 %.", min=0, max=1)
+    ] = 0.02,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     json_: Json = False,
 ) -> None:
     """Read, check, take out leaks, encode once into a cache, and report what became of the rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,8 @@ from mp2.cli.options import Seed
 if TYPE_CHECKING:
     from mp2.model.checkpoint import Base
     from mp2.serving.predictor import Predictor
+    from mp2.tasks.render import MRCExample
+    from mp2.tasks.spec import TaskSpec
     from mp2.tuning.methods import Method
 
 TASKS = {
@@ -39,11 +42,14 @@ def demo(
     from mp2.model.checkpoint import load_base
     from mp2.serving.predictor import Predictor
     from mp2.tuning.methods import DEFAULT_METHOD, get_method
+    from mp2.tuning.tune import check_family
 
     begin = time.monotonic()
     base = load_base(model)
     predictor = Predictor(base)
     row = get_method(method) if method else with_settings([get_method(DEFAULT_METHOD)], SHORTER)[0]
+    for name in TASKS:
+        check_family(row, _rows(name)[0])  # not after the first tasks are tuned
     weights = sum(parameter.numel() for parameter in base.backbone.parameters())
     print(f"base {base.name}: a frozen encoder of {weights / 1e6:.1f} million weights and its prompts")
     print(f"method {row.name}: {row.about}")
@@ -73,14 +79,12 @@ def demo(
 
 def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int) -> tuple[str, ...]:
     """Tune one task, show its curve and two answers, and return its cells of the table."""
-    from mp2.model.checkpoint import ASSETS
     from mp2.tasks.metrics import score
-    from mp2.tuning.rows import labelled_rows, plain_rows
+    from mp2.tuning.rows import plain_rows
     from mp2.tuning.tune import tune
 
-    folder = ASSETS / "demo" / name
-    task, train = labelled_rows(folder / "train.csv", None)
-    dev, test = (labelled_rows(folder / f"{part}.csv", task)[1] for part in ("dev", "test"))
+    task, train = _rows(name)
+    dev, test = (_rows(name, part, task)[1] for part in ("dev", "test"))
     curve: list[dict[str, float]] = []
 
     def show(record: dict[str, float]) -> None:
@@ -93,7 +97,7 @@ def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int)
         print("\r", end="", file=sys.stderr)
     print(f"  dev {_bars(curve)} kept {adapter.facts['dev']:.2f}")
     predictor.add(name, adapter)
-    found = predictor.predict([(name, row) for _, row in plain_rows(folder / "test.csv", task)])
+    found = predictor.predict([(name, row) for _, row in plain_rows(_file(name, "test"), task)])
     for prediction, example in list(zip(found, test, strict=True))[:2]:
         text = " / ".join(segment.text for segment in example.segments if segment.role != "literal")
         right = "right" if prediction.answer.text in example.gold_texts else f"not {example.gold_texts[0]}"
@@ -105,6 +109,20 @@ def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int)
     numbers = [f"{value:.2f}" for value in (curve[0]["dev"], facts["dev"], tested)]
     cells = (f"{facts['seconds']:.1f}", f"{facts['tuned_parameters']:,}", f"{size / 1024:.1f} KiB")
     return (metric, *numbers, *cells)
+
+
+def _file(name: str, part: str) -> Path:
+    from mp2.model.checkpoint import ASSETS
+
+    return ASSETS / "demo" / name / f"{part}.csv"
+
+
+def _rows(name: str, part: str = "train", task: TaskSpec | None = None) -> tuple[TaskSpec, list[MRCExample]]:
+    """The rows of a part of a set, and its task, by the name of the set."""
+    from mp2.tuning.rows import labelled_rows
+
+    found, rows = labelled_rows(_file(name, part), task)
+    return found.model_copy(update={"name": name}), rows
 
 
 def _bars(curve: list[dict[str, float]]) -> str:

@@ -33,10 +33,12 @@ def inspect(
     from mp2.errors import ConfigError
     from mp2.evaluation.inspect import inspect_adapter, inspect_bank
     from mp2.model.checkpoint import load_base
-    from mp2.runtime import default_device
+    from mp2.runtime import check_room, default_device
     from mp2.tuning.adapter import base_of, load_adapter
     from mp2.tuning.rows import labelled_rows
 
+    if out is not None:
+        check_room(out)  # taking modules out takes minutes
     adapter = load_adapter(what) if (Path(what) / "adapter.json").exists() else None
     base = load_base(model or (base_of(adapter) if adapter else None), default_device())
     if adapter is not None:

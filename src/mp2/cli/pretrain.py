@@ -22,7 +22,7 @@ Rows = Annotated[int, typer.Option(help="Rows per batch.")]
 Tokens = Annotated[int, typer.Option(help="Padded tokens per batch at most.")]
 Accumulate = Annotated[int, typer.Option(help="Batches (each of one task) per step.")]
 Modules = Annotated[int, typer.Option("--modules", "-k", help="K, prompts per layer.")]
-Length = Annotated[int, typer.Option(help="P, vectors per prompt.")]
+Length = Annotated[int, typer.Option(help="P, vectors per prompt.", min=1)]
 Intrinsic = Annotated[int, typer.Option(help="d of z and A; 0 for dense prompts.")]
 InitStd = Annotated[float, typer.Option(help="Standard deviation of the initial prompts.")]
 SizeExponent = Annotated[
@@ -46,7 +46,7 @@ def pretrain_backbone(
     steps: Steps = 10_000,
     mixture: Annotated[str, typer.Option(help="Objectives and shares: mlm=0.6,cloze=0.4.")] = "mlm=1",
     layers: Annotated[int, typer.Option(help="Layers of the encoder.", min=1)] = 4,
-    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 256,
+    hidden: Annotated[int, typer.Option(help="Hidden size.", min=1)] = 256,
     heads: Annotated[
         int, typer.Option(help="Attention heads, each of an equal part of the hidden size.", min=1)
     ] = 4,
@@ -80,6 +80,7 @@ def pretrain_backbone(
         text_of,
     )
     from mp2.training.backbone import pretrain_backbone as run
+    from mp2.training.objectives import check_mixture
 
     if hidden % heads:
         raise ConfigError(f"--hidden {hidden}: expected a multiple of --heads {heads}")
@@ -92,15 +93,16 @@ def pretrain_backbone(
     base, embeddings, device = None, None, default_device()
     if start in STARTS:
         shape = EncoderShape(layers, hidden, heads, 4 * hidden, positions)
-        with one_after_the_other():
-            corpus, tokenizer, embeddings = prepare_text(texts or [], out, vocabulary, hidden)
     else:
         base = load_base(start, device)
-        shape, tokenizer, start = shape_of(base), base.tokenizer, base.fingerprint
-        vocabulary = len(tokenizer)
-        with one_after_the_other():
-            corpus = text_of(texts or [], tokenizer, out)
+        shape, vocabulary, start = shape_of(base), len(base.tokenizer), base.fingerprint
     config = BackboneConfig(shape, shares(mixture), lr, loop, tokens, seed, vocabulary, start)
+    check_mixture(config.mixture, tokens, shape.positions)
+    with one_after_the_other():
+        if base is None:
+            corpus, tokenizer, embeddings = prepare_text(texts or [], out, vocabulary, hidden)
+        else:
+            corpus, tokenizer = text_of(texts or [], base.tokenizer, out), base.tokenizer
     progress = run(corpus, tokenizer, config, out, embeddings=embeddings, base=base, device=device)
     _say(
         f"step {progress.step}: {progress.tokens:,} tokens in {progress.seconds / 60:.1f} min;"
@@ -306,13 +308,15 @@ def pretrain_ppt(
     from mp2.model.checkpoint import load_base
     from mp2.runtime import check_room, default_device, one_after_the_other
     from mp2.training.corpus import build_corpus
+    from mp2.training.objectives import check_mixture
     from mp2.training.ppt import pretrain_ppt as run
 
     check_room(out)
     loaded = load_base(base, default_device())
+    check_mixture({"ppt": 1.0}, tokens, loaded.backbone.max_length - length)
+    loop = cosine(steps, save_every=save_every, minutes=minutes, precision=precision)
     with one_after_the_other():
         corpus = build_corpus(texts, loaded.tokenizer, out / "corpus")
-    loop = cosine(steps, save_every=save_every, minutes=minutes, precision=precision)
     bank = run(loaded, corpus, loop, out, length=length, tokens=tokens, lr=lr, seed=seed)
     _say(f"bank ppt: {bank.facts['steps']} steps in {bank.facts['seconds'] / 60:.1f} min; {out / 'bank'}")
 
@@ -330,7 +334,7 @@ def assemble(
     from mp2.runtime import check_folder
     from mp2.training.assemble import assemble as run
 
-    check_folder(out, replace=replace, kind="mp2.json")
+    check_folder(out, replace=replace, kind="mp2.json", needed=[notes] if notes else [])
     try:
         text = notes.read_text(encoding="utf-8") if notes else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -352,15 +356,17 @@ def shares(text: str) -> dict[str, float]:
     """``a=0.6,b=0.4`` as a dictionary.
 
     Raises:
-        ConfigError: It is not of that form.
+        ConfigError: It is not of that form, or a name stands twice.
     """
     from mp2.errors import ConfigError
 
     parts: dict[str, Any] = {}
     for item in text.split(","):
-        name, _, value = item.partition("=")
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name in parts:
+            raise ConfigError(f"mixture: {name} stands twice")
         try:
-            parts[name.strip()] = float(value or 1)
+            parts[name] = float(value or 1)
         except ValueError:
             raise ConfigError(f"mixture: expected name=share, got {item!r}") from None
     return parts

@@ -164,10 +164,11 @@ class Encoder:
         fixed = 1 + sum(len(piece) for role, piece in pieces if role != "cut")
         wanted = sum(len(piece) for role, piece in pieces if role == "cut")
         room = self.room - fixed - min(wanted, max(0, (self.room - fixed) // 4))
-        longest = max(len(option) for option in options) + len(self._comma)
+        longest, text = max((len(o), text) for o, text in zip(options, example.options, strict=True))
+        longest += len(self._comma)
         if room < longest:
             raise TaskError(
-                f"the option {max(example.options, key=len)!r} needs {longest} tokens, but the model's"
+                f"the option {text!r} needs {longest} tokens, but the model's"
                 f" window of {self.room} has {max(room, 0)} left beside the question{_beginning(example)}"
             )
         windows, cut = [], False

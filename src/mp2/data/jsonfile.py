@@ -31,7 +31,7 @@ def read_array(
         member: Member of a zip archive.
 
     Raises:
-        DataError: Not JSON, no array there, or the file is cut in the middle.
+        DataError: Not JSON, no array there, more after it, or the file is cut in the middle.
     """
     with open_binary(path, member) as (stream, shown):
         buffer = _Buffer(stream, encoding, shown)
@@ -43,8 +43,10 @@ def read_array(
             raise DataError(f"{shown}: the file is empty")
         if first != "[":
             expected = "an array" if at is None else f"an array under {at!r}"
-            raise DataError(f"{buffer.where}: expected {expected} of rows, got {first!r}")
+            lines = "; a file with an object per line is .jsonl" if first == "{" and at is None else ""
+            raise DataError(f"{buffer.where}: expected {expected} of rows, got {first!r}{lines}")
         buffer.skip(1)
+        alone = at is None  # what else an object holds is not read
         while buffer.peek() != "]":
             where = buffer.where
             yield where, buffer.value()
@@ -53,6 +55,9 @@ def read_array(
                 raise DataError(f"{buffer.where}: expected ',' or ']' in the array, got {got}")
             if buffer.peek() == ",":
                 buffer.skip(1)
+        buffer.skip(1)
+        if alone and (more := buffer.peek()):
+            raise DataError(f"{buffer.where}: expected one array of rows and no more, got {more!r} after it")
 
 
 def _seek_key(buffer: _Buffer, key: str) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from mp2.data.leaks import rendered_chunks
-from mp2.errors import DataError, Where
+from mp2.errors import DataError, Mp2Error, Where
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import NO_ANSWER_WORDS, TaskSpec
 
@@ -32,7 +32,8 @@ def pick_examples(
     Raises:
         DataError: The split has no row that can be rendered, or a file cannot be read.
     """
-    chunks = rendered_chunks(task, split, root)
+    bad: list[Mp2Error] = []
+    chunks = rendered_chunks(task, split, root, lambda error: bad.append(error) if not bad else None)
     rows = (row for chunk in chunks for row in zip(chunk.places, chunk.examples, strict=True))
     if seed is None:
         picked = list(enumerate(islice(rows, count)))
@@ -44,7 +45,8 @@ def pick_examples(
             if place < count:
                 picked[place : place + 1] = [(number, row)]
     if not picked:
-        raise DataError(f"{task.name}/{split}: no row could be rendered")
+        why = f", such as {bad[0]}" if bad else ""
+        raise DataError(f"{task.name}/{split}: no row could be rendered{why}")
     return [row for _, row in sorted(picked, key=lambda item: item[0])]
 
 

@@ -369,12 +369,23 @@ def _has_cells(path: Path, sheet: Any) -> bool:
 def _sheet(path: Path, sheet: Any, width: int = 0) -> Generator[Cells, None, None]:
     """Records as wide as the first, or as said: what is right of the table is formatted, and empty."""
     sheet.reset_dimensions()  # what a workbook says of its size is wrong in some, and lacks in others
-    for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
+    for number, values in enumerate(_unbroken(path, sheet.iter_rows(values_only=True)), start=1):
         cells = [_cell(value) for value in values]
         while len(cells) > width and not cells[-1].strip():
             cells.pop()
         width = width or len(cells)
         yield Where(path, number), cells + [""] * (width - len(cells)) if any(cells) else [], True
+
+
+def _unbroken(path: Path, rows: Iterable[Any]) -> Iterator[Any]:
+    """Rows of a sheet, up to where it cannot be read any more, which is told with its place."""
+    number = 1
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except Exception as error:  # as above: a sheet is unpacked and parsed while it is read
+        raise DataError(f"{Where(path, number)}: the sheet is cut or damaged: {error}") from error
 
 
 def _cell(value: Any) -> str:

@@ -27,7 +27,8 @@ def rewriter(source: FileSource) -> Callable[[Row], Row]:
 
     def rewrite(row: Row) -> Row:
         for column, meant in source.recode.items():
-            row[column] = meant.get(str(row.get(column)), row.get(column))
+            if column in row:  # one that the file lacks is missing, not empty
+                row[column] = meant.get(str(row[column]), row[column])
         for column, glue in source.join.items():
             if isinstance(row.get(column), list):
                 row[column] = glue.join(str(item) for item in row[column])

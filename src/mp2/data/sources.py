@@ -7,12 +7,13 @@ which needs no second pass and gives the same parts on every machine. Rendering,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from mp2.data.readers import OnBad, OnLeftOut, Row, Rows, read_rows
-from mp2.errors import DataError, nearest
+from mp2.errors import DataError, Where, nearest
+from mp2.tasks import catalogue
 from mp2.tasks.source import DataSource, FileSource, Layout, SplitSource
 from mp2.tasks.spec import TaskSpec
 
@@ -31,7 +32,9 @@ def missing(task: TaskSpec, root: Path) -> str | None:
     ]
     by_hand = f"put {', '.join(absent)} into {folder(task, root)}; from {task.data.source}"
     if on_hub(task, root):
-        return f"{task.name}: fetch it with 'mp2 data fetch {task.name}', or {by_hand}"
+        known = task.name in catalogue.names()
+        command = f"'mp2 data fetch {task.name}'" if known else "'mp2 data fetch' and its task file"
+        return f"{task.name}: fetch it with {command}, or {by_hand}"
     return f"{task.name}: {by_hand}" + (f" (hub: {hub.id})" if hub else "")
 
 
@@ -148,18 +151,30 @@ def _select(
 ) -> Rows:
     leave = on_left_out or (lambda reason, where: None)
     low, high = source.fraction
+    inputs = [task.column(field) for field in task.template_fields]
+    shared = (task.data.group_by if task.data else ()) or inputs
     seen: set[bytes] = set()
+
+    def has(columns: Iterable[str], row: Row, where: Where) -> bool:
+        """Whether a row can be told from others by these columns; one that lacks any is bad."""
+        absent = next((column for column in columns if column not in row), None)
+        if absent is None:
+            return True
+        error = DataError(f"{where}: column {absent!r} is missing; {nearest(absent, row)}")
+        if on_bad is None:
+            raise error
+        on_bad(error)
+        return False
+
     for where, row in rows:
         if (low, high) != (0.0, 1.0):
-            if (absent := _absent(task, row)) is not None:
-                error = DataError(f"{where}: column {absent!r} is missing; {nearest(absent, row)}")
-                if on_bad is None:
-                    raise error
-                on_bad(error)
+            if not has(shared, row, where):
                 continue
             if not low <= position(group_key(task, row)) < high:
                 continue
         if source.exclude or source.distinct:
+            if not has(inputs, row, where):  # rows without their texts would all be the same
+                continue
             digest = _digest(_inputs(task, row))
             if digest in excluded:
                 leave(f"in {' or '.join(source.exclude)}", where)
@@ -183,12 +198,6 @@ def _file_rows(
     if place is None:
         raise DataError(f"{root / data.folder[0]}: the file {name!r} is not there")
     return read_rows(place[0], place[1], on_bad=on_bad, on_left_out=on_left_out)
-
-
-def _absent(task: TaskSpec, row: Row) -> str | None:
-    """A column that the group key needs and the row lacks."""
-    columns = (task.data.group_by if task.data else ()) or map(task.column, task.template_fields)
-    return next((column for column in columns if column not in row), None)
 
 
 def _inputs(task: TaskSpec, row: Row) -> str:

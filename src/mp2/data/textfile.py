@@ -47,7 +47,11 @@ def open_binary(path: Path, member: str | None = None) -> Iterator[tuple[BinaryI
         elif magic == b"PK\x03\x04":
             archive, name = _zip_member(path, member)
             stack.enter_context(archive)
-            yield cast(BinaryIO, stack.enter_context(archive.open(name))), f"{path}/{name}"
+            try:
+                inner = stack.enter_context(archive.open(name))
+            except (RuntimeError, NotImplementedError) as error:  # a password, or an unknown compression
+                raise DataError(f"{path}/{name}: cannot be unpacked: {error}") from error
+            yield cast(BinaryIO, inner), f"{path}/{name}"
         else:
             yield raw, str(path)
 
@@ -110,6 +114,8 @@ def _zip_member(path: Path, member: str | None) -> tuple[zipfile.ZipFile, str]:
         return archive, names[0]
     if member is None or member not in names:
         archive.close()
+        if "xl/workbook.xml" in names:
+            raise DataError(f"{path}: this is an Excel workbook; name it .xlsx, or save it as CSV UTF-8")
         wanted = "single member" if member is None else f"member {member!r}"
         raise DataError(f"{path}: the archive has no {wanted}; {nearest(member, names)}")
     return archive, member

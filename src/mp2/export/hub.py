@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mp2.errors import CheckpointError, first_line
 from mp2.model.backbone import folder_of
 from mp2.model.checkpoint import Base, load_base, read_json
 from mp2.runtime import whole_folder
+from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter, load_adapter
 
 SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
@@ -37,7 +39,7 @@ from mp2.serving.predictor import Predictor
 
 predictor = Predictor("{base}")  # or the folder where that base lies
 predictor.add("{name}", adapter_from_pretrained("{repository}"))
-print(predictor.predict([("{name}", "...")])[0].as_dict())
+print(predictor.predict([("{name}", {row})])[0].as_dict())
 ```
 
 Learned from few examples, it is as good as its score on rows that nothing has seen, and no better on texts of
@@ -132,7 +134,7 @@ def pull(name: str, folder: Path, *, replace: bool = False, **where: Any) -> str
         CheckpointError: It is not there, is neither an adapter nor a base, is damaged, or the folder exists.
     """
     if folder.exists() and not replace:
-        raise CheckpointError(f"{folder}: exists already; choose another folder or replace it")
+        raise CheckpointError(f"{folder}: exists already; choose another folder or pass --replace")
     found = fetch(name, **where)
     about = _about(found)
     kind = "mp2.json" if _is_base(found) else "adapter.json"
@@ -194,6 +196,7 @@ def _about(folder: Path) -> str:
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
     task, facts = adapter.task, adapter.facts
+    answers = "a span of the text" if task.spans_context else "one of the row's options"
     held, dev = facts.get("held_back"), facts.get("dev")
     return {
         "name": task.name,
@@ -202,11 +205,25 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "method": adapter.method,
         "base": adapter.base,
         "fingerprint": adapter.base_fingerprint,
-        "answers": "，".join(task.labels) or "a span of the text",
+        "answers": "，".join(task.labels) or answers,
         "template": task.template,
         "metric": task.metric,
         "dev": "not known" if dev is None else f"{dev:.3f}",
         "held_back": f"{held['value']:.3f} of {held['count']}" if held else "not measured",
         "tuned": facts.get("tuned_parameters", "not known"),
         "seed": facts.get("seed", "not known"),
+        "row": json.dumps(_asked(task), ensure_ascii=False),
     }
+
+
+def _asked(task: TaskSpec) -> Any:
+    """What a task is asked with: a text, or a row where it reads several columns."""
+    columns = [task.column(field) for field in task.template_fields]
+    if len(columns) == 1 and task.family != "choice":
+        return "..."
+    row: dict[str, Any] = dict.fromkeys(columns, "...")
+    if task.family != "choice":
+        return row
+    if isinstance(task.options, str):
+        return row | {task.options: ["... 1", "... 2"]}
+    return row | {column: f"... {number}" for number, column in enumerate(task.options, start=1)}

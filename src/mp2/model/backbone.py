@@ -238,13 +238,17 @@ def load_tokenizer(path: Path | str) -> Any:
     """A fast tokenizer from a folder or a hub name.
 
     Raises:
-        CheckpointError: There is none, or it has no fast form (offsets are needed).
+        CheckpointError: There is none, it is damaged, or it has no fast form (offsets are needed).
     """
     folder_of(path, ["config.json"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what is damaged comes as anything
         raise CheckpointError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one where its files are absent
+        raise CheckpointError(
+            f"{path}: no vocabulary for the tokenizer: expected tokenizer.json or vocab.txt"
+        )
     if not tokenizer.is_fast:
         raise CheckpointError(f"{path}: the tokenizer has no fast form, which exact offsets need")
     return tokenizer
@@ -263,12 +267,14 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     """
     folder_of(path, ["config.json"])
     config = _config(path)
-    if _is_cpt(config):
-        return Backbone(_load_cpt(Path(path), config), slot_id=slot_id)
     try:
+        if _is_cpt(config):
+            return Backbone(_load_cpt(Path(path), config), slot_id=slot_id)
         encoder, info = AutoModel.from_pretrained(
             str(path), output_loading_info=True, dtype=dtype or "auto", **_without_pooler(config)
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # safetensors, json and huggingface_hub each raise their own kinds
         raise CheckpointError(f"{path}: the encoder could not be loaded: {first_line(error)}") from error
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
@@ -366,10 +372,7 @@ def _load_cpt(path: Path, config: dict[str, Any]) -> BertModel:
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a folder's checkpoint: safetensors, or torch's zip files read as weights only."""
-    if not path.is_dir():
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.bin", "*.json"]))
+    path = folder_of(path, ["*.safetensors", "*.bin", "*.json"])
     shards = sorted(path.glob("*.safetensors"))
     for shard in shards:
         with safe_open(shard, framework="pt") as file:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mp2.data.encode import Encoder
-from mp2.errors import CheckpointError, nearest
+from mp2.errors import CheckpointError, ConfigError, nearest
 from mp2.model.backbone import Backbone, load_backbone, load_tokenizer
 from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.mrc import MRCModel, SpanHead
@@ -105,6 +105,16 @@ class TrainedBank:
             write_json(aside / "bank.json", facts)
 
 
+def check_bank_name(name: str) -> None:
+    """Refuse a name that is not the name of one folder, since a base keeps a bank in a folder of its name.
+
+    Raises:
+        ConfigError: It is empty, or a path.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise ConfigError(f"name of a bank: expected one that a folder can have, got {name!r}")
+
+
 def load_bank(folder: Path) -> TrainedBank:
     """Read a bank.
 
@@ -171,7 +181,12 @@ class Base:
         self.head = SpanHead(self.backbone.hidden_size).to(device).requires_grad_(False)
         head = Path(encoder) / "head.safetensors"
         if head.exists():
-            self.head.load_state_dict(read_tensors(head))
+            try:
+                self.head.load_state_dict(read_tensors(head))
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{head}: expected the span head of an encoder of width {self.backbone.hidden_size}"
+                ) from error
         self._banks: dict[str, TrainedBank] = {}
         self._bank_fingerprints: dict[str, str] = {}
 

@@ -60,6 +60,8 @@ SENTIMENT_TEMPLATE = '情感分析："{text}"的情感是？选项：'
 RELATION_TEMPLATE = '意思判别："{text1}"与"{text2}"的关系是？选项：'
 QUESTION_TEMPLATE = '问题选择：问题"{question}"，选项：'
 TEXT_DOUBT = "could be the text; leave one, call them sentence1 and sentence2 if a row compares them"
+CONTEXT_DOUBT = "could be the text that the question is about; leave one"
+LABEL_DOUBT = "could be the label; leave one"
 HELP = "write a task file (see docs/tasks.md) that says what they mean, and give it with --task"
 
 
@@ -100,7 +102,10 @@ def _choice(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     ):
         return None
     _check_counting(rows, options, label)
-    document = _find([c for c in columns if c != question], CONTEXTS)
+    others = [column for column in columns if column != question]
+    document = _find(others, (*CONTEXTS, *TEXTS))
+    if document:
+        _check_alone(document, others, CONTEXTS, CONTEXT_DOUBT)
     fields = {"question": question} | ({"document": document} if document else {})
     found = {"family": "choice", "fields": _renamed(fields), "options": options, "label": label}
     return found if document else found | {"template": QUESTION_TEMPLATE}
@@ -129,9 +134,11 @@ def _check_counting(rows: Rows, options: str | Sequence[str], label: str) -> Non
 
 def _reading(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     question, answer = _find(columns, QUESTIONS), _find(columns, ANSWERS)
-    context = _find(columns, CONTEXTS)
+    others = [column for column in columns if column != question]
+    context = _find(others, (*CONTEXTS, *TEXTS))
     if question is None or answer is None or context is None:
         return None
+    _check_alone(context, others, CONTEXTS, CONTEXT_DOUBT)
     found: dict[str, Any] = {
         "family": "reading",
         "fields": _renamed({"context": context, "question": question}),
@@ -149,6 +156,8 @@ def _pair(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
         left, right = _find(columns, [first]), _find(columns, [second])
         if left is None or right is None or label is None:
             continue
+        _check_alone(left, [c for c in columns if c != right], (*TEXTS, *CONTEXTS), TEXT_DOUBT)
+        _check_alone(label, columns, LABELS, LABEL_DOUBT)
         found = {"family": "pair", "fields": _renamed({"text1": left, "text2": right}), "label": label}
         raw = _raw_labels(rows, label)
         if set(raw) == {"0", "1"} and first != "premise":  # of which 0 may be entailment
@@ -163,7 +172,8 @@ def _extraction(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     context = _find([c for c in columns if c != target], (*TEXTS, *CONTEXTS))
     if target is None or context is None or _find(columns, LABELS) is not None:
         return None
-    _check_alone(context, [c for c in columns if c != target], (*TEXTS, *CONTEXTS), TEXT_DOUBT)
+    _check_alone(context, [c for c in columns if c != target], (*TEXTS, *CONTEXTS, *QUESTIONS), TEXT_DOUBT)
+    _check_alone(target, columns, TARGETS, "could be the target; leave one")
     found = {"family": "extraction", "fields": _renamed({"context": context}), "answer": target}
     start = _find(columns, STARTS)
     return found | ({"answer_start": start} if start else {})
@@ -174,7 +184,7 @@ def _classification(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None
     if text is None or label is None:
         return None
     _check_alone(text, columns, (*TEXTS, *CONTEXTS, *QUESTIONS), TEXT_DOUBT)
-    _check_alone(label, columns, LABELS, "could be the label; leave one")
+    _check_alone(label, columns, LABELS, LABEL_DOUBT)
     target = _find(columns, ABOUT)
     if target is not None:
         raise TaskError(

@@ -171,9 +171,14 @@ def _label_id(task: TaskSpec, row: Row, where: Where | str) -> int:
 
 def _options(task: TaskSpec, row: Row, where: Where | str) -> tuple[str, ...]:
     if isinstance(task.options, str):
-        value = row.get(task.options)
+        if task.options not in row:
+            raise TaskError(f"{where}: column {task.options!r} is missing; {nearest(task.options, row)}")
+        value = row[task.options]
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TaskError(f"{where}: column {task.options!r}: expected a list of options, got {value!r}")
+            table = "; a table has a column for each, option_a, option_b" if isinstance(value, str) else ""
+            raise TaskError(
+                f"{where}: column {task.options!r}: expected a list of options, got {value!r}{table}"
+            )
         options = tuple(_text(option, task.options, where) for option in value)
     else:
         columns = list(task.options)

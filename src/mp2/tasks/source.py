@@ -70,7 +70,7 @@ class FileSource(_Strict):
         delimiter: Between the columns of ``csv`` (one character) and ``tsv``; comma and tab when absent.
         rest: The last column of a ``tsv`` takes the rest of the line, delimiters included.
         sheet: Sheet of an ``xlsx``; the first when absent.
-        at: Dotted path from the top of a ``json`` file to the array of rows.
+        at: Key of the array of rows in a ``json`` file whose top is an object.
         each: Dotted path within a row to nested lists; each innermost item becomes a row of its own.
             An object of lists, ``{question: [...], answer: [...]}``, is items that are written by column.
         take: New column -> dotted path within the row (``*`` goes through a list); only these are kept.

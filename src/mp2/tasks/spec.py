@@ -123,7 +123,11 @@ class TaskSpec(_Strict):
                 raise ValueError(f"fields: {name!r} is not a field of the template; {nearest(name, names)}")
         self._check_labels()
         for name in self.verbalisers:
-            self.verbalised(name)
+            try:
+                self.verbalised(name)
+            except ValidationError as error:  # of the wording, not of the task's own keys of that name
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"verbalisers.{name}.{said}") from error
         if self.spans_context and "context" not in names:
             raise ValueError(f"template: a task of family {self.family!r} needs a {{context}} slot")
         if self.no_answer and (self.family != "reading" or NO_ANSWER_WORDS not in self.template):
@@ -206,29 +210,36 @@ def template_fields(template: str) -> tuple[str, ...]:
     """Names of the ``{field}`` slots in reading order.
 
     Raises:
-        ValueError: The braces do not match, or a slot has no plain name.
+        ValueError: The braces do not match, or a slot holds more or less than a plain name.
     """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"template: {error}: {template!r}") from error
-    names = [name for _, name, _, _ in parts if name is not None]
-    for name in names:
-        if not name.isidentifier():
-            raise ValueError(f"template: {{{name}}} is not a plain field name")
+    names = []
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if not name.isidentifier() or form or conversion:
+            written = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(f"template: {{{written}}} is not a plain field name")
+        names.append(name)
     return tuple(dict.fromkeys(names))
 
 
 # the parser in C reads the catalogue ten times faster, where PyYAML was built with it
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Lines = dict[tuple[str, ...], int]
+_MOST = 100_000  # keys and values of a file: aliases (*) of aliases make billions of a few lines
 
 
 def _key_lines(
     node: yaml.Node, path: Path | str, lines: _Lines | None = None, prefix: tuple[str, ...] = ()
 ) -> _Lines:
-    """Line of each key; refuses a key that stands twice."""
+    """Line of each key; refuses a key that stands twice, and more of them than any task has."""
     lines = {} if lines is None else lines
+    if len(lines) > _MOST:
+        raise TaskError(f"{path}: expected at most {_MOST:,} keys and values; has it aliases (*) of lists?")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             key.tag = "tag:yaml.org,2002:str"  # a key such as no or 1 is the text that is written
@@ -293,16 +304,32 @@ def _tuples(value: Any) -> Any:
     return value
 
 
+_EXPECTED = {
+    "tuple_type": "a list",
+    "dict_type": "keys with values",
+    "model_type": "keys with values",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_pattern_mismatch": "lower-case letters, digits, '.', '_' and '-', 64 at most",
+}
+
+
 def _explain(error: ValidationError, lines: _Lines, path: Path | str) -> str:
     """One line per mistake, each with file and line."""
     messages = []
     for item in error.errors():
-        place = tuple(str(part) for part in item["loc"])
+        place = tuple(str(part) for part in item["loc"] if part != "[key]")
         alone = tuple(part for part in place if part != "0")  # one thing, written without its list
         if place not in lines and place[:-1] not in lines and alone[:-1] in lines:
             place = alone
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if place[0:1] == ("options",):  # one thing or a list: a mistake is one of either form
+            if place[-1] != "str":
+                continue
+            place = place[:1]
+            message = f"options: expected a column or a list of columns, got {item['input']!r}"
+        elif item["type"] == "extra_forbidden":
             message = f"unknown key {'.'.join(place)!r}; {nearest(place[-1], _keys(place[:-1]))}"
         elif item["type"] == "missing":
             message = f"key {'.'.join(place)!r} is missing"
@@ -312,6 +339,8 @@ def _explain(error: ValidationError, lines: _Lines, path: Path | str) -> str:
         elif item["type"] == "string_type":
             message = f"{'.'.join(place)}: expected text, got {item['input']!r}"
             message += "; write it in quotes" if isinstance(item["input"], (bool, int, float)) else ""
+        elif item["type"] in _EXPECTED:
+            message = f"{'.'.join(place)}: expected {_EXPECTED[item['type']]}, got {item['input']!r}"
         elif place:
             message = f"{'.'.join(place)}: {message}"
         named = (*place, *message.partition(":")[0].split(".")) if item["type"] == "value_error" else place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from itertools import chain
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mp2.errors import CheckpointError
-from mp2.model.checkpoint import Base, TrainedBank, load_bank, write_manifest
+from mp2.model.checkpoint import Base, TrainedBank, check_bank_name, load_bank, read_json, write_manifest
 from mp2.runtime import whole_folder, write_whole
 from mp2.tasks import catalogue
 
@@ -22,16 +21,18 @@ def assemble(
 
     Args:
         name: Name of the base.
-        encoder: Encoder folder (step 1 or 1b).
+        encoder: Encoder folder (step 1 or 1b), or a base whose encoder is taken.
         banks: Bank folders; every bank must belong to this encoder.
         out: Folder to write.
         notes: Prose of the model card; the tables of the runs are added below it.
         replace: Whether an existing folder is replaced.
 
     Raises:
-        CheckpointError: A bank belongs to another encoder, or the folder exists.
+        CheckpointError: A bank belongs to another encoder, two have one name, or the folder exists.
+        ConfigError: The name of a bank is a path.
     """
     bare = Base(encoder)
+    encoder = Path(bare.source)  # of a base, its encoder alone
     loaded = [load_bank(folder) for folder in banks]
     for folder, bank in zip(banks, loaded, strict=True):
         if bank.base != bare.fingerprint:
@@ -39,13 +40,14 @@ def assemble(
                 f"{folder}: belongs to encoder {bank.base}, not to {encoder} ({bare.fingerprint})"
             )
     for bank in loaded:
+        check_bank_name(bank.name)
         same = [str(at) for at, other in zip(banks, loaded, strict=True) if other.name == bank.name]
         if len(same) > 1:
             raise CheckpointError(
                 f"two banks are named {bank.name!r}: {', '.join(same)}; pre-train one with another --name"
             )
     training = encoder / "training.json"
-    history = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
+    history = read_json(training) if training.exists() else {}
     with whole_folder(out, replace=replace, kind="mp2.json") as aside:
         shutil.copytree(encoder, aside / "encoder")
         for bank in loaded:

@@ -79,6 +79,10 @@ class BackboneConfig:
     vocabulary: int = 20_000
     start: str = "matching"
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that is none before texts are read."""
+        Group("the encoder", {}, self.lr)
+
 
 class MaskedHead(nn.Module):
     """BERT's masked-language head with the decoder tied to the word embeddings."""
@@ -318,10 +322,12 @@ def prepare_text(
 
     Raises:
         ConfigError: The folder's tokenizer was made from other texts, its embeddings are of another width.
-        DataError: There are no text files, and the folder holds no token files.
+        DataError: A text file is absent; or none is given, and the folder holds no token files.
     """
     tokenizer_folder, file = folder / "tokenizer", folder / "embeddings.npy"
-    sizes = [[path.name, path.stat().st_size] for path in texts if path.exists()]
+    if absent := [str(path) for path in texts if not path.exists()]:
+        raise DataError(f"expected text files, found none at {', '.join(absent)}")
+    sizes = [[path.name, path.stat().st_size] for path in texts]
     source = {"texts": sizes, "vocabulary": vocabulary}
     made_from = tokenizer_folder / "made-from.json"
     if texts and not (tokenizer_folder / "tokenizer.json").exists():
@@ -372,11 +378,20 @@ def text_of(texts: Sequence[Path], tokenizer: Any, folder: Path) -> Corpus:
 
 
 def shape_of(base: Base) -> EncoderShape:
-    """The size of an encoder that is there."""
-    c = base.backbone.config
+    """The size of an encoder that is there.
+
+    Raises:
+        ConfigError: Its word embeddings are narrower than its layers, as ELECTRA-small's are.
+    """
+    c, hidden = base.backbone.config, base.backbone.hidden_size
+    words = base.backbone.embeddings.word_embeddings.embedding_dim
+    if words != hidden:
+        raise ConfigError(
+            f"{base.name}: step 1 needs word embeddings as wide as the layers, {hidden}; got {words}"
+        )
     return EncoderShape(
         base.backbone.depth,
-        base.backbone.hidden_size,
+        hidden,
         c.num_attention_heads,
         c.intermediate_size,
         base.backbone.max_length,

@@ -20,6 +20,7 @@ import lzma
 import re
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mp2.errors import DataError, Where, nearest
+from mp2.errors import DataError, Where, first_line, nearest
 from mp2.runtime import sha256, whole_folder, write_json
 
 # a sentence keeps its closing quotes and brackets
@@ -67,14 +68,19 @@ class Corpus:
         folder = Path(folder)
         if not (folder / "meta.json").is_file():
             raise DataError(f"{folder}: expected a folder of token files with meta.json, found none")
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        starts, sentences = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("starts", "sentences")
-        )
-        if len(tokens) != meta["tokens"]:
-            raise DataError(f"{folder / 'tokens.npy'}: expected {meta['tokens']} tokens, found {len(tokens)}")
-        sizes = [source["documents"] for source in meta["sources"]]
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            starts, sentences = (
+                np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("starts", "sentences")
+            )
+            expected, sizes = meta["tokens"], [source["documents"] for source in meta["sources"]]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:  # a copy that was cut off, say
+            raise DataError(
+                f"{folder}: damaged token files: {first_line(error)}; copy them again, or give the text files"
+            ) from error
+        if len(tokens) != expected:
+            raise DataError(f"{folder / 'tokens.npy'}: expected {expected} tokens, found {len(tokens)}")
         return cls(tokens, starts, sentences, np.cumsum([0, *sizes[:-1]]), meta)
 
 
@@ -127,7 +133,7 @@ def read_texts(path: Path | str) -> Iterator[str]:
                 text = line if kind == ".txt" else _text(line, Where(path, number))
                 if text.strip():
                     yield text.strip()
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
@@ -152,7 +158,12 @@ def _text(line: str, where: Where) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(_FIELD), str):
         fields = row if isinstance(row, dict) else ()
         raise DataError(f"{where}: expected text in field {_FIELD!r}; {nearest(_FIELD, fields)}")
-    return str(row[_FIELD])
+    text = str(row[_FIELD])
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what JSON alone can write, and no tokenizer reads
+        raise DataError(f"{where}: half a character (a lone surrogate)") from None
+    return text
 
 
 def _hash(path: Path) -> str:

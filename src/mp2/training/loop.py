@@ -105,6 +105,9 @@ class LoopConfig:
             raise ConfigError(
                 f"steps and accumulate: expected at least 1, got {self.steps}, {self.accumulate}"
             )
+        for name in ("warmup", "eval_every", "save_every", "log_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.minutes < math.inf:
             raise ConfigError(f"minutes: expected a number of at least 0, got {self.minutes}")
 

@@ -7,6 +7,7 @@ it; every task has its own router row, all share the bank.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +25,7 @@ from mp2.data.sampling import MultiTaskSampler
 from mp2.errors import ConfigError
 from mp2.model.answers import dev_score
 from mp2.model.bank import BankConfig, Depth, Injection, PromptBank
-from mp2.model.checkpoint import Base, TrainedBank, save_encoder
+from mp2.model.checkpoint import Base, TrainedBank, check_bank_name, save_encoder
 from mp2.model.mrc import SpanHead
 from mp2.model.router import Routing, router_weights
 from mp2.model.spans import Loss, row_losses
@@ -87,6 +88,22 @@ class MultiTaskConfig:
     recompute: bool = False
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, warmup=50, save_every=200))
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be before data is prepared."""
+        check_bank_name(self.name)
+        for name in ("rows", "tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("mix_options", "bare", "size_exponent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.init_std < math.inf:
+            raise ConfigError(f"init_std: expected a number of at least 0, got {self.init_std}")
+        for group, lr in self.lr.items():
+            Group(group, {}, lr)
+        if self.depth is not None:
+            BankConfig(1, self.modules, self.length, 1, self.intrinsic)
 
 
 class MultiTaskRun:

@@ -7,6 +7,7 @@ of its seed and ``i``: a run resumes exactly from a number, and any process can 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -140,6 +141,26 @@ class MRCRows:
         raise DataError(f"objective {self._name!r}: found no row of {length} tokens in the corpus")
 
 
+def check_mixture(weights: Mapping[str, float], tokens: int, max_length: int) -> None:
+    """Refuse what no :class:`Mixture` can be made of, with its arguments, before any text is read.
+
+    Raises:
+        ConfigError: An unknown objective, no positive weight, or a size that leaves no room.
+    """
+    for name, weight in weights.items():
+        if name not in OBJECTIVES:
+            raise ConfigError(f"mixture: unknown objective {name!r}; {nearest(name, OBJECTIVES)}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"mixture: expected a weight of at least 0 for {name!r}, got {weight}")
+    if not sum(weights.values()) > 0:
+        raise ConfigError(f"mixture: expected a positive weight; valid: {', '.join(OBJECTIVES)}")
+    if not _SHORTEST <= max_length <= tokens:
+        raise ConfigError(
+            f"expected room for {_SHORTEST} tokens in a row (positions, less prompt slots) and for a row in a"
+            f" batch: a row has room for {max_length} tokens, a batch for {tokens}"
+        )
+
+
 class Mixture:
     """Batches of several objectives, one objective per batch, exactly reproducible.
 
@@ -154,7 +175,7 @@ class Mixture:
         world: Processes in all; each takes its own batches of one stream.
 
     Raises:
-        ConfigError: An unknown objective, no positive weight, or a size that leaves no room.
+        ConfigError: As of :func:`check_mixture`.
     """
 
     def __init__(
@@ -169,16 +190,8 @@ class Mixture:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for name, weight in weights.items():
-            if name not in OBJECTIVES:
-                raise ConfigError(f"mixture: unknown objective {name!r}; {nearest(name, OBJECTIVES)}")
-            if not weight >= 0:
-                raise ConfigError(f"mixture: expected a weight of at least 0 for {name!r}, got {weight}")
+        check_mixture(weights, tokens, max_length)
         total = sum(weights.values())
-        if not total > 0:
-            raise ConfigError(f"mixture: expected a positive weight; valid: {', '.join(OBJECTIVES)}")
-        if not _SHORTEST <= max_length <= tokens:
-            raise ConfigError(f"max_length: expected {_SHORTEST} to tokens ({tokens}), got {max_length}")
         text = corpus if isinstance(corpus, TokenText) else TokenText(corpus, tokenizer)
         self._names = [name for name, weight in weights.items() if weight > 0]
         self._chances = np.array([weights[name] / total for name in self._names])

@@ -55,7 +55,7 @@ def add_position_heads(encoder: BertModel, generator: torch.Generator, *, first:
         first: Id of the token that begins every input, [CLS].
 
     Raises:
-        ConfigError: It has too few layers or heads, or heads too narrow.
+        ConfigError: It has too few layers or heads, heads too narrow, or embeddings narrower than its layers.
     """
     config = encoder.config
     layers, heads = 1 + max(at for at, _, _ in HEADS), 1 + max(at for _, at, _ in HEADS)
@@ -65,9 +65,14 @@ def add_position_heads(encoder: BertModel, generator: torch.Generator, *, first:
             f"position heads need {layers} layers, {heads} heads and a head size divisible by 4, at least 8;"
             f" got {config.num_hidden_layers}, {config.num_attention_heads} and {width}"
         )
+    words = encoder.embeddings.word_embeddings.weight
+    if words.shape[1] != config.hidden_size:
+        raise ConfigError(
+            f"position heads need word embeddings as wide as the layers, {config.hidden_size}; got"
+            f" {words.shape[1]}"
+        )
     pairs = width // 4
     frequencies = FASTEST * RATIO ** torch.arange(pairs)
-    words = encoder.embeddings.word_embeddings.weight
     room = torch.linalg.eigh(torch.cov(words.double().T)).eigenvectors[:, : 2 * pairs + 2].to(words.dtype).T
     _clear(encoder, torch.eye(config.hidden_size) - room.T @ room)
     table = encoder.embeddings.position_embeddings.weight

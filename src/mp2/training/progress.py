@@ -12,6 +12,8 @@ from typing import Any, Self
 import rich.progress
 from rich.console import Console
 
+from mp2.runtime import claim
+
 INTERVAL = 30.0  # seconds between lines where stderr is no terminal
 
 
@@ -23,6 +25,9 @@ class Progress:
         total: Steps in all.
         start: Steps already done.
         folder: Where ``log.jsonl`` and TensorBoard's events go; None for no logs.
+
+    Raises:
+        ConfigError: Another run has the folder; when entered.
     """
 
     def __init__(self, title: str, total: int, start: int = 0, folder: Path | None = None) -> None:
@@ -41,7 +46,11 @@ class Progress:
 
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / "log.jsonl").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start)
+            claim(
+                self._file, f"{self.folder}: another run is writing to it; give this one a folder of its own"
+            )
+            # what a stopped run logged after its checkpoint comes again; the checkpoint's own step does not
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1)
         if self.title and sys.stderr.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),

@@ -60,7 +60,8 @@ class TokenText:
         self._marks: dict[tuple[str, ...], NDArray[np.bool_]] = {}
         self._occurrences: dict[tuple[str, ...], list[NDArray[np.int64]]] = {}
         self._count_words()
-        bounds = np.searchsorted(self.sentences, np.append(corpus.starts[corpus.sources], len(self.tokens)))
+        # the last files may hold no document: theirs begin at the end
+        bounds = np.searchsorted(self.sentences, np.append(self.documents[corpus.sources], len(self.tokens)))
         self.titles = self._find_titles()
         self._first, self._size = bounds[:-1], np.diff(bounds)
         shares = self._size.astype(np.float64) ** _FLATTENED
