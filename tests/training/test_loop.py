@@ -60,6 +60,20 @@ def trainer(model: nn.Module, config: LoopConfig, folder: Path | None = None, **
     return Trainer(groups, source, loss, config, folder=folder, seed=9, **kwargs)
 
 
+def test_a_loss_that_is_no_number_ends_a_run_before_it_is_saved(tmp_path: Path) -> None:
+    class Broken(Numbers):
+        def __next__(self) -> torch.Tensor:
+            batch = super().__next__()
+            self.asked = getattr(self, "asked", 0) + 1
+            return batch * float("inf") if self.asked == 4 else batch
+
+    config = LoopConfig(steps=6, save_every=2)
+    with pytest.raises(ConfigError, match=r"the loss of step 4 is (nan|inf).*lower learning rates"):
+        trainer(net(), config, tmp_path, source=Broken()).fit()
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    trainer(net(), config, source=Broken()).fit()  # few-shot tuning goes on, and keeps its best moment
+
+
 def test_schedules() -> None:
     cosine = LoopConfig(steps=10, warmup=2, schedule="cosine")
     assert [round(lr_factor(step, cosine), 3) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.038]

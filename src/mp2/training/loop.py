@@ -178,7 +178,11 @@ class Trainer:
         self.lazy = torch.device(device).type != "cpu"
 
     def fit(self) -> Progressed:
-        """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder."""
+        """Run to the last step (or the time limit), resuming from the newest checkpoint in the folder.
+
+        Raises:
+            ConfigError: The loss of a run that is saved is no longer a number.
+        """
         if self.folder is not None:
             self.resume()
         main = rank_and_world()[0] == 0
@@ -246,6 +250,12 @@ class Trainer:
         found = torch.stack(self._unread).tolist()
         self._unread.clear()
         for at, (rows, total, tokens, _) in enumerate(found, start=step - len(found) + 1):
+            # a run without a folder is few-shot tuning, which keeps an earlier moment
+            if self.folder is not None and not math.isfinite(total):
+                raise ConfigError(
+                    f"{self.folder}: the loss of step {at} is {total}, no number to learn from; start again"
+                    " in a new folder with lower learning rates"
+                )
             self.state.tokens += round(tokens)
             progress.step(at, total / max(rows, 1), round(tokens))
         if self._due(c.log_every):
