@@ -48,8 +48,9 @@ def demo(
     base = load_base(model)
     predictor = Predictor(base)
     row = get_method(method) if method else with_settings([get_method(DEFAULT_METHOD)], SHORTER)[0]
-    for name in TASKS:
-        check_family(row, _rows(name)[0])  # not after the first tasks are tuned
+    sets = {name: _rows(name) for name in TASKS}
+    for task, _ in sets.values():
+        check_family(row, task)  # not after the first tasks are tuned
     weights = sum(parameter.numel() for parameter in base.backbone.parameters())
     print(f"base {base.name}: a frozen encoder of {weights / 1e6:.1f} million weights and its prompts")
     print(f"method {row.name}: {row.about}")
@@ -69,7 +70,7 @@ def demo(
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, about in TASKS.items():
         print(f"{name}: {about}", flush=True)
-        table.add_row(name, *_one(name, base, predictor, row, seed))
+        table.add_row(name, *_one(*sets[name], base, predictor, row, seed))
     print()
     Console(width=100).print(table)
     print(f"\n{time.monotonic() - begin:.0f} s in all. Every row of the four sets was written for this demo.")
@@ -77,13 +78,15 @@ def demo(
         _ask(predictor)
 
 
-def _one(name: str, base: Base, predictor: Predictor, method: Method, seed: int) -> tuple[str, ...]:
+def _one(
+    task: TaskSpec, train: list[MRCExample], base: Base, predictor: Predictor, method: Method, seed: int
+) -> tuple[str, ...]:
     """Tune one task, show its curve and two answers, and return its cells of the table."""
     from mp2.tasks.metrics import score
     from mp2.tuning.rows import plain_rows
     from mp2.tuning.tune import tune
 
-    task, train = _rows(name)
+    name = task.name
     dev, test = (_rows(name, part, task)[1] for part in ("dev", "test"))
     curve: list[dict[str, float]] = []
 
