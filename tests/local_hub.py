@@ -78,7 +78,11 @@ def _handler(
                 if gated:
                     self._refuse(403, "GatedRepo")
                     return
-                data = (folder / name / rest.partition("/")[2]).read_bytes()
+                file = folder / name / rest.partition("/")[2]
+                if not file.is_file():
+                    self._refuse(404, "EntryNotFound")
+                    return
+                data = file.read_bytes()
                 self._bytes(data[::-1] if rest in damaged else data, broken=rest in cut)
 
         do_HEAD = do_GET

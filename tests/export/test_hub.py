@@ -10,12 +10,14 @@ from huggingface_hub import ModelCard
 
 from mp2.errors import CheckpointError
 from mp2.export.hub import adapter_from_pretrained, base_from_pretrained, fetch, model_card, push_to_hub
-from mp2.model.checkpoint import Base
+from mp2.model.checkpoint import Base, load_base
 from mp2.serving.predictor import Predictor
 from mp2.tasks.spec import TaskSpec
+from mp2.training.assemble import assemble
 from tests.local_hub import local_hub
 from tests.serving.kit import PAIRS, REVIEWS, TARGETS, adapter
 
+FILE = "{repo_id}/resolve/{revision}/{filename}"
 OPTIONS = TaskSpec(name="options", family="choice", template="{question}", options=("a", "b"))
 
 
@@ -56,6 +58,26 @@ def test_a_base_in_the_hubs_layout_is_loaded_by_name(base: Base, tmp_path: Path)
     predictor = Predictor(back)
     predictor.add("reviews", adapter(base, REVIEWS, 1))
     assert predictor.predict([("reviews", "好")])[0].answer.text in REVIEWS.labels
+
+
+def test_bases_and_encoders_with_a_head_load_by_hub_name(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    shutil.copytree(base.path, hub / "anna" / "micro")
+    shutil.copytree(base.source, hub / "anna" / "bare")
+    with local_hub(hub) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{FILE}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        whole, bare = load_base("anna/micro"), load_base("anna/bare")
+        made = assemble("again", Path("anna/bare"), [Path(base.path) / "banks" / "deep"], tmp_path / "again")
+    assert whole.banks == base.banks and whole.fingerprint == bare.fingerprint == base.fingerprint
+    assert whole.bank("deep").fingerprint == base.bank("deep").fingerprint == made.bank("deep").fingerprint
+    for head in (whole.head, bare.head, made.head):
+        assert torch.equal(head.weight, base.head.weight)
+    with pytest.raises(CheckpointError, match="no bank"):
+        bare.bank("deep")
 
 
 @pytest.mark.parametrize(

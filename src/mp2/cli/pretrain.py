@@ -323,7 +323,7 @@ def pretrain_ppt(
 
 def assemble(
     name: Annotated[str, typer.Argument(help="Name of the base.")],
-    encoder: Annotated[Path, typer.Argument(help="Encoder folder.")],
+    encoder: Annotated[Path, typer.Argument(help="Encoder folder or hub name.")],
     banks: Annotated[list[Path], typer.Argument(help="Bank folders.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the base.")],
     notes: Annotated[Path | None, typer.Option(help="Markdown text of the model card.")] = None,

@@ -11,12 +11,10 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from mp2.errors import CheckpointError, first_line
 from mp2.model.backbone import folder_of
-from mp2.model.checkpoint import Base, load_base, read_json
+from mp2.model.checkpoint import SAFE, Base, load_base, read_json
 from mp2.runtime import whole_folder
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter, load_adapter
-
-SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
 
 ADAPTER = """
 # {name}

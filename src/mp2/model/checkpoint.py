@@ -5,7 +5,7 @@
       encoder/                Hugging Face layout: config, weights, tokenizer; head.safetensors (span head)
       banks/<name>/           bank.json + bank.safetensors (prompts or z and A, routers, head)
 
-A folder or hub name without ``mp2.json`` is a bare encoder: a base without banks.
+A folder or hub repository without ``mp2.json`` is a bare encoder: a base without banks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mp2.data.encode import Encoder
 from mp2.errors import CheckpointError, ConfigError, nearest
-from mp2.model.backbone import Backbone, load_backbone, load_tokenizer
+from mp2.model.backbone import Backbone, folder_of, load_backbone, load_tokenizer
 from mp2.model.bank import BankConfig, PromptBank
 from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.router import Routing
@@ -34,6 +34,8 @@ from mp2.runtime import sha256, whole_folder, write_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT_BASE = "mp2-tiny-zh"
+# Files of a base or an adapter that are brought from a hub: nothing that has to be unpickled.
+SAFE = ("*.json", "*.safetensors", "*.yaml", "*.txt", "*.md", "*.model")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -146,7 +148,7 @@ class Base:
     """A frozen encoder with its tokenizer and the banks trained on it.
 
     Args:
-        path: Folder of a base, folder of an encoder in the hub's layout, or a hub name.
+        path: Folder of a base, folder of an encoder in the hub's layout, or the hub name of either.
         device: Where the encoder lives.
         shard: Whether the encoder's weights lie split over all processes (``mp2.model.sharding``).
 
@@ -157,13 +159,14 @@ class Base:
     def __init__(self, path: Path | str, device: str = "cpu", *, shard: bool = False) -> None:
         self.path, self.device = path, device
         self.facts: dict[str, Any] = {"name": str(path), "banks": []}
-        folder = Path(path)
+        folder = folder_of(path, ["mp2.json", "config.json", "head.safetensors"])
         encoder: Path | str = path
         if (folder / "mp2.json").exists():
+            self.path = folder = folder_of(path, SAFE)
             self.facts = read_json(folder / "mp2.json")
             verify(folder, self.facts.get("files"))
-            encoder = folder / "encoder"
-        elif folder.is_dir() and not (folder / "config.json").exists():
+            encoder = folder = folder / "encoder"
+        elif not (folder / "config.json").exists():
             raise CheckpointError(
                 f"{path}: no model in this folder: expected mp2.json (a base) or config.json (an encoder)"
             )
@@ -178,8 +181,9 @@ class Base:
             split(backbone, device)
         else:
             backbone.to(device)
-        self.head = SpanHead(self.backbone.hidden_size).to(device).requires_grad_(False)
-        head = Path(encoder) / "head.safetensors"
+        drawn = torch.Generator().manual_seed(0)  # an encoder without a head has the same one each time
+        self.head = SpanHead(self.backbone.hidden_size, generator=drawn).to(device).requires_grad_(False)
+        head = folder / "head.safetensors"
         if head.exists():
             try:
                 self.head.load_state_dict(read_tensors(head))
@@ -266,9 +270,16 @@ def load_base(path: Path | str | None = None, device: str = "cpu", *, shard: boo
     return Base(name, device, shard=shard)
 
 
-def save_encoder(folder: Path, encoder: Any, tokenizer: Any, head: nn.Module | None = None) -> None:
-    """Write an encoder, its tokenizer and its span head in the hub's layout, half precision."""
-    copy.deepcopy(encoder).half().save_pretrained(str(folder))
+def save_encoder(
+    folder: Path,
+    encoder: Any,
+    tokenizer: Any,
+    head: nn.Module | None = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write an encoder, its tokenizer and its span head (in half precision) in the hub's layout."""
+    copy.deepcopy(encoder).to(dtype).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     if head is not None:
         save_file(

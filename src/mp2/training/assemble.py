@@ -8,10 +8,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mp2.errors import CheckpointError
-from mp2.model.checkpoint import Base, TrainedBank, check_bank_name, load_bank, read_json, write_manifest
+from mp2.model.backbone import folder_of
+from mp2.model.checkpoint import (
+    Base,
+    TrainedBank,
+    check_bank_name,
+    load_bank,
+    read_json,
+    save_encoder,
+    write_manifest,
+)
 from mp2.runtime import whole_folder, write_whole
 from mp2.tasks import catalogue
+
+BESIDE = ("training.json", "head.safetensors")  # what our commands write beside an encoder's own files
 
 
 def assemble(
@@ -21,7 +34,7 @@ def assemble(
 
     Args:
         name: Name of the base.
-        encoder: Encoder folder (step 1 or 1b), or a base whose encoder is taken.
+        encoder: Encoder folder (step 1 or 1b) or hub name, or a base whose encoder is taken.
         banks: Bank folders; every bank must belong to this encoder.
         out: Folder to write.
         notes: Prose of the model card; the tables of the runs are added below it.
@@ -33,6 +46,7 @@ def assemble(
     """
     bare = Base(encoder)
     encoder = Path(bare.source)  # of a base, its encoder alone
+    beside = folder_of(encoder, BESIDE)
     loaded = [load_bank(folder) for folder in banks]
     for folder, bank in zip(banks, loaded, strict=True):
         if bank.base != bare.fingerprint:
@@ -46,10 +60,17 @@ def assemble(
             raise CheckpointError(
                 f"two banks are named {bank.name!r}: {', '.join(same)}; pre-train one with another --name"
             )
-    training = encoder / "training.json"
+    training = beside / "training.json"
     history = read_json(training) if training.exists() else {}
     with whole_folder(out, replace=replace, kind="mp2.json") as aside:
-        shutil.copytree(encoder, aside / "encoder")
+        if encoder.is_dir():
+            shutil.copytree(encoder, aside / "encoder")
+        else:  # what was loaded from the hub, exactly, whatever files it lies in there
+            whole = bare.backbone.whole[0]
+            save_encoder(aside / "encoder", whole, bare.tokenizer, dtype=torch.float32)
+            for file in BESIDE:
+                if (beside / file).exists():
+                    shutil.copyfile(beside / file, aside / "encoder" / file)
         for bank in loaded:
             bank.save(aside / "banks" / bank.name)
         write_manifest(aside, name, [bank.name for bank in loaded])
