@@ -18,6 +18,7 @@ from mp2.evaluation.records import read_records
 from mp2.evaluation.results import Results
 from mp2.model.checkpoint import Base, load_bank
 from mp2.tasks import catalogue
+from mp2.tasks.infer import dump_task
 from mp2.tuning.asktell import Array
 from mp2.tuning.methods import METHODS, get_method
 from mp2.tuning.objective import Objective
@@ -43,6 +44,20 @@ def grid(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
         METHODS, "mp2-deep-gd-router", replace(get_method("mp2-deep-gd-router"), stages=(quick,))
     )
     return Grid(("chnsent", "cote-bd"), ("zero-shot", "mp2-deep-gd-router"), (8, 13), root, cache, shots=(4,))
+
+
+def test_a_task_file_runs_as_a_task_of_the_catalogue_does(grid: Grid, base: Base, tmp_path: Path) -> None:
+    own = tmp_path / "hotels.yaml"
+    own.write_text(dump_task(catalogue.get("chnsent").model_copy(update={"name": "hotels"})), "utf-8")
+    both = replace(grid, tasks=("chnsent", str(own)), methods=("mp2-deep-gd-router",), seeds=(8,))
+    assert run_grid(both, tmp_path / "runs.jsonl", base=base) == (2, 0)
+    known, new = read_records([tmp_path / "runs.jsonl"])
+    assert (known.task, new.task) == ("chnsent", "hotels") and known.scores == new.scores
+    own.write_text(
+        own.read_text("utf-8").replace("name: hotels", "name: chnsent").replace("情感", "感情"), "utf-8"
+    )
+    with pytest.raises(TaskError, match="another task is named 'chnsent'"):
+        run_grid(both, tmp_path / "other.jsonl", base=base)
 
 
 def test_the_protocol_keeps_train_dev_and_test_apart(base: Base, root: Path, cache: Path) -> None:

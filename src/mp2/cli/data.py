@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, prepare and look at the public data sets.")
 
-Names = Annotated[list[str], typer.Argument(help="Suites, such as pretrain-38, or tasks of the catalogue.")]
+Names = Annotated[
+    list[str], typer.Argument(help="Suites, such as pretrain-38, tasks of the catalogue, or task files.")
+]
 Root = Annotated[Path | None, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
 PAPER = ["pretrain-38", "unseen-data-7", "unseen-task-7"]
 
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Suites, tasks of the catalogue, or task files.")],
+    names: Names,
     root: Root = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Address of the hub; HF_ENDPOINT or the public one by default.")
@@ -35,9 +37,7 @@ def fetch(
     from mp2.errors import DataError
     from mp2.tasks import catalogue
 
-    several = [
-        [catalogue.find(name)] if catalogue.is_file(name) else catalogue.tasks_of(name) for name in names
-    ]
+    several = [catalogue.tasks_of(name) for name in names]
     tasks = {task.name: task for each in several for task in each}
     done = bring(list(tasks.values()), _root(root, absent=True), endpoint=endpoint, say=_say)
     single = {each[0].name for each in several if len(each) == 1}
@@ -135,7 +135,7 @@ def preview(
 def leaks(
     root: Root = None,
     suite: Annotated[
-        list[str], typer.Option(help="Suites or tasks to compare; all of the paper's by default.")
+        list[str], typer.Option(help="Suites, tasks or task files to compare; all of the paper's by default.")
     ] = PAPER,
     json_: Json = False,
 ) -> None:

@@ -40,7 +40,9 @@ def methods(json_: Json = False) -> None:
 
 
 def evaluate(
-    suite: Annotated[str, typer.Option(help="Suites or tasks of the catalogue, separated by commas.")],
+    suite: Annotated[
+        str, typer.Option(help="Suites or tasks of the catalogue, or task files, separated by commas.")
+    ],
     methods: Annotated[str, typer.Option(help="Methods, separated by commas, or 'all'; see 'mp2 methods'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Records file (JSONL), appended to.")],
     root: Root = None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mp2.training.loop import LoopConfig
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for logs, checkpoints and the result.")]
-Suites = Annotated[list[str], typer.Option("--suite", help="Suites or tasks to train on.")]
+Suites = Annotated[list[str], typer.Option("--suite", help="Suites, tasks or task files to train on.")]
 Root = Annotated[Path, typer.Option(envvar="MP2_DATA", help="Folder of the public data sets.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the prepared data.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]

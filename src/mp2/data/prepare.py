@@ -158,7 +158,7 @@ def at_hand(names: Sequence[str], root: Path) -> tuple[list[TaskSpec], list[str]
     """Tasks of suites and single tasks whose data are there, each once, and a line per absent one.
 
     Raises:
-        TaskError: A name is neither a suite nor a task.
+        TaskError: A name is neither a suite nor a task, or two tasks have one name.
         DataError: A task named by itself is not there, or no member of the suites is.
     """
     tasks: dict[str, TaskSpec] = {}
@@ -166,6 +166,8 @@ def at_hand(names: Sequence[str], root: Path) -> tuple[list[TaskSpec], list[str]
     for name in names:
         whole = name in catalogue.SUITES
         for task in catalogue.tasks_of(name):
+            if tasks.get(task.name, task) != task:
+                raise TaskError(f"{name}: another task is named {task.name!r}; rename one")
             line = missing(task, root)
             if line is None:
                 tasks[task.name] = task

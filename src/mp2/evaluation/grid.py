@@ -40,7 +40,7 @@ class Grid:
     """What shall be run.
 
     Attributes:
-        tasks: Names of suites or tasks.
+        tasks: Names of suites or tasks, or task files.
         methods: Names of methods, or ``all`` for which the base has what they start from.
         seeds: Seeds of the few-shot draws.
         root: Folder of the data sets.

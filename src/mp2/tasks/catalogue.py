@@ -73,11 +73,13 @@ def find(name: str) -> TaskSpec:
 
 
 def tasks_of(name: str) -> tuple[TaskSpec, ...]:
-    """The tasks of a suite, or the one task of that name.
+    """The tasks of a suite, or the one task of that name or of that task file.
 
     Raises:
-        TaskError: There is neither; the message names the nearest one.
+        TaskError: There is none, and the message names the nearest one; or the file is no task.
     """
+    if is_file(name):
+        return (load_task(name),)
     if name not in SUITES and name not in names():
         raise TaskError(f"no suite or task {name!r} in the catalogue; {nearest(name, (*SUITES, *names()))}")
     return tuple(map(get, suite(name) if name in SUITES else [name]))
