@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import math
 import random
 import sys
 import time
@@ -236,7 +237,7 @@ def milliseconds(seconds: list[float], share: float) -> float | None:
     if not seconds:
         return None
     ranked = sorted(seconds)
-    return round(1000 * ranked[min(len(ranked) - 1, int(share * len(ranked)))], 2)
+    return round(1000 * ranked[max(0, math.ceil(share * len(ranked)) - 1)], 2)
 
 
 def main() -> None:

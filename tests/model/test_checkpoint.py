@@ -223,6 +223,21 @@ def test_a_truncated_bank_is_found_without_hashes_too(base: Base, tmp_path: Path
         base.bank(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "valid"),
+    [("routing", "gate", "soft"), ("routing", "combine", "mean"), ("config", "injection", "add")],
+)
+def test_a_bank_with_a_choice_that_is_none_is_refused(
+    base: Base, tmp_path: Path, part: str, key: str, valid: str
+) -> None:
+    folder = Path(shutil.copytree(Path(base.path) / "banks" / "deep", tmp_path / "deep"))
+    facts = json.loads((folder / "bank.json").read_text())
+    facts[part][key] = "other"
+    (folder / "bank.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=f"{folder}.*no {key} 'other'.*{valid}"):
+        base.bank(str(folder))
+
+
 def test_an_unknown_bank_names_the_nearest(base: Base) -> None:
     with pytest.raises(CheckpointError, match="no bank 'deap'; did you mean 'deep'"):
         base.bank("deap")

@@ -10,7 +10,7 @@ from mp2.errors import TaskError
 from mp2.tasks import catalogue
 from mp2.tasks.infer import dump_task, infer_task
 from mp2.tasks.render import render
-from mp2.tasks.spec import parse_task
+from mp2.tasks.spec import TaskSpec, parse_task
 
 Rows = list[dict[str, Any]]
 
@@ -189,3 +189,9 @@ def test_a_name_without_latin_letters_becomes_a_valid_one() -> None:
 def test_every_catalogue_task_survives_a_round_trip(name: str) -> None:
     task = catalogue.get(name)
     assert parse_task(dump_task(task)) == task
+
+
+def test_labels_of_any_characters_survive_a_round_trip() -> None:
+    labels = ("x\x85y", "b\u2028c", "yes", "1", "\ufeffq", "tab\there", ": #", "'\"")
+    task = TaskSpec(name="odd", family="classification", labels=labels)
+    assert parse_task(dump_task(task)).labels == labels

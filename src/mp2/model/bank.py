@@ -8,12 +8,12 @@ before projecting, ``(w @ z) @ A``: one projection instead of K.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mp2.errors import ConfigError
+from mp2.errors import ConfigError, nearest
 
 Depth = Literal["deep", "shallow"]
 Injection = Literal["prefix", "add"]
@@ -43,6 +43,10 @@ class BankConfig:
         for name in ("layers", "modules", "length", "hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"bank: {name}: expected at least 1, got {getattr(self, name)}")
+        if self.injection not in get_args(Injection):
+            raise ConfigError(
+                f"bank: no injection {self.injection!r}; {nearest(self.injection, get_args(Injection))}"
+            )
         if self.intrinsic < 0:
             raise ConfigError(f"bank: intrinsic: expected 0 (dense) or more, got {self.intrinsic}")
 

@@ -140,7 +140,7 @@ def load_bank(folder: Path) -> TrainedBank:
             facts["base"],
             facts["facts"],
         )
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder}: not a bank this version can read: {error}") from error
 
 

@@ -9,13 +9,13 @@ combined as :math:`\frac{1}{K}\sum_k \hat w_k p_k`. Released code: :math:`\sigma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mp2.errors import ConfigError
+from mp2.errors import ConfigError, nearest
 
 Gate = Literal["soft", "hard"]
 Combine = Literal["normalised", "mean"]
@@ -36,6 +36,9 @@ class Routing:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, form in (("gate", Gate), ("combine", Combine)):
+            if (given := getattr(self, name)) not in get_args(form):
+                raise ConfigError(f"routing: no {name} {given!r}; {nearest(given, get_args(form))}")
         if not self.temperature > 0:
             raise ConfigError(f"temperature: expected a value > 0, got {self.temperature!r}")
 

@@ -290,6 +290,12 @@ def _represent_list(dumper: yaml.SafeDumper, value: Sequence[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = '"' if "\x85" in value else None  # YAML breaks lines there, in any other style
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(tuple, _represent_list)
 _Dumper.add_representer(list, _represent_list)
 
