@@ -192,8 +192,11 @@ def test_a_run_killed_at_any_step_and_resumed_ends_bit_identical(tmp_path: Path)
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
+    with (cut / "log.jsonl").open("a") as log:
+        log.write('{"step": 3')  # as a full disk leaves it
     forty_steps(cut)
     assert _parameters(cut) == _parameters(whole)
+    assert (cut / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()  # no step twice
 
 
 def _steps(folder: Path) -> int:

@@ -50,6 +50,7 @@ class Progress:
                 self._file, f"{self.folder}: another run is writing to it; give this one a folder of its own"
             )
             # what a stopped run logged after its checkpoint comes again; the checkpoint's own step does not
+            self._file.truncate(_bytes_up_to(self.start, self.folder / "log.jsonl"))
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1)
         if self.title and sys.stderr.isatty():
             self._bar = rich.progress.Progress(
@@ -110,3 +111,14 @@ class Progress:
             self._bar.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def _bytes_up_to(step: int, log: Path) -> int:
+    """Size of a log without the lines of later steps, or one that was cut."""
+    size = 0
+    with log.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            size += len(line)
+    return size
