@@ -82,7 +82,8 @@ def micro_base(folder: Path, *, layers: int = LAYERS, positions: int = 128) -> B
     bare = Base(folder)
     names = ["deep", "shallow", "spot", "ppt"]
     for name in names:
-        modules = MODULES if name in ("deep", "shallow") else 1
-        micro_bank(bare, name, deep=name == "deep", modules=modules).save(folder / "banks" / name)
+        many = name in ("deep", "shallow")  # as in the shipped model the others are one dense prompt
+        bank = micro_bank(bare, name, deep=name == "deep", factored=many, modules=MODULES if many else 1)
+        bank.save(folder / "banks" / name)
     write_manifest(folder, "micro", names)
     return Base(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from math import nan
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 from mp2.cli import main
 from mp2.cli.main import app
 from mp2.errors import ConfigError, Mp2Error, TaskError
-from mp2.model.checkpoint import Base
+from mp2.model.checkpoint import Base, load_bank, write_manifest
 from mp2.tasks.render import render
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import load_adapter
@@ -73,6 +74,19 @@ def test_a_csv_becomes_an_adapter_that_answers(base: Base, tmp_path: Path) -> No
     assert rounded != lines
     for line, other in zip(lines, rounded, strict=True):
         assert other["scores"] == pytest.approx(line["scores"], abs=0.02)
+
+
+def test_labels_that_the_model_was_never_taught_are_told(base: Base, tmp_path: Path) -> None:
+    """It was taught those of the tasks of its bank."""
+    folder = Path(shutil.copytree(base.path, tmp_path / "base"))
+    bank = replace(load_bank(folder / "banks" / "deep"), tasks=("chnsent", "tnews"))
+    bank.save(folder / "banks" / "deep")
+    write_manifest(folder, "micro", ["deep"])
+    other = Base(folder)
+    new = GOOD.replace("好评", "物流").replace("差评", "退款")
+    for text, model, told in ((new, other, True), (GOOD, other, False), (new, base, False)):
+        result = tune(tmp_path, model, text, "--replace")
+        assert result.exit_code == 0 and ("was taught none of these labels" in result.stderr) == told
 
 
 def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(

@@ -138,3 +138,11 @@ def test_rows_are_for_adapters(base: Base, tmp_path: Path) -> None:
     rows.write_text("text,label\n音乐很好,好\n", "utf-8")
     done = CliRunner().invoke(app, ["inspect", "deep", "--model", str(base.path), "--rows", str(rows)])
     assert isinstance(done.exception, ConfigError) and "deep is a bank" in str(done.exception)
+    lost = CliRunner().invoke(app, ["inspect", "deap", "--model", str(base.path), "--rows", str(rows)])
+    assert isinstance(lost.exception, CheckpointError) and "did you mean 'deep'" in str(lost.exception)
+
+
+def test_a_router_over_one_module_is_like_no_other(base: Base, tmp_path: Path) -> None:
+    assert all(not item.nearest for item in inspect_bank(base.bank("spot")))
+    drawn = CliRunner().invoke(app, ["inspect", "spot", "--model", str(base.path), "--out", str(tmp_path)])
+    assert isinstance(drawn.exception, ConfigError) and "over 1 modules" in str(drawn.exception)

@@ -57,6 +57,15 @@ def test_a_half_written_last_line_is_left_out_and_mended(tmp_path: Path) -> None
     assert [r.seed for r in read_records([path])] == [8, 13]
 
 
+@pytest.mark.parametrize("text", ["mine", '{"a": 1,\n "b": 2\n}', "[1]\n"])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"notes\.txt: not a file of records"), open_records(path):
+        pass
+    assert path.read_text() == text
+
+
 def test_a_last_line_cut_within_a_character_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with open_records(path) as file:

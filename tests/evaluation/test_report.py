@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mp2.cli.main import app
@@ -195,6 +196,24 @@ def test_figure_5_is_of_banks_whose_router_decides(base: Base) -> None:
     one = TrainedBank("one", single, router[..., :1], ("a", "b", "c", "d"), bank.head)
     plain = Results([record("head-only", bank=None, bank_fingerprint="")])
     assert list(figures.all_figures(plain, [many, one])) == ["figure5-many"]
+
+
+def test_tasks_of_no_known_family_count_in_no_percentage(base: Base) -> None:
+    bank = base.bank("deep")
+    router = torch.cat([bank.router, bank.router + 0.1, bank.router[:1]])
+    names = ("lcqmc", "chnsent", "bq", "tnews", "mine")
+    shown = figures.figure_5(TrainedBank("x", bank.bank, router, names, bank.head))
+    alone = figures.figure_5(TrainedBank("x", bank.bank, router[:4], names[:4], bank.head))
+    assert shown.get_suptitle() == alone.get_suptitle() != ""
+
+
+def test_no_upstream_task_stands_a_step_before_the_fewest() -> None:
+    runs = [
+        record(variant=f"tasks-{n}", bank_fingerprint=f"{n}", seed=s) for n in (0, 5, 10) for s in (8, 13)
+    ]
+    figure = figures.ablation_figure(Results(runs), "tasks")
+    assert figure is not None
+    assert np.diff(figure.axes[0].get_xticks()) == pytest.approx(1)
 
 
 def test_agreement_counts_nearest_rows_of_the_same_kind() -> None:

@@ -148,7 +148,7 @@ def test_table_1_lists_the_banks_of_a_base(base: object) -> None:
     ("change", "said"),
     [
         ({"base_fingerprint": "x"}, "models: micro"),
-        ({"bank_fingerprint": "x"}, "banks: mp2-deep-gd c{16}: 1 runs, mp2-deep-gd x: 1 runs"),
+        ({"bank_fingerprint": "x"}, "banks: deep c{16}: 1 runs, deep x: 1 runs"),
         ({"versions": {"mp2": "9"}}, "package versions: 0.1.0: 1 runs, 9: 1 runs"),
         ({"method_version": 2}, "method versions: mp2-deep-gd v1"),
         ({"settings": "steps=9"}, "settings: mp2-deep-gd: steps=3: 1 runs, mp2-deep-gd: steps=9"),
@@ -241,3 +241,10 @@ def test_the_forms() -> None:
     assert escape_latex("5 % ~ é") == r"5 \% \textasciitilde{} é"
     page = html_table(TABLE)
     assert '<td class="best">1.0</td>' in page and "n &lt; 5" in page and 'id="t"' in page
+
+
+def test_one_bank_under_two_methods_is_one_bank() -> None:
+    records = [record("mp2-deep-gd"), record("mp2-deep-gd-router", bank_fingerprint="x")]
+    assert [line.partition(":")[0] for line in mixtures(records)] == ["banks"]
+    assert not mixtures([records[0], replace(records[1], variant="fresh")])
+    assert not mixtures([records[0], record("ppt", bank_fingerprint="x")])

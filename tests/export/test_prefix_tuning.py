@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from mp2.errors import CheckpointError, ConfigError
 from mp2.export.prefix_tuning import export_peft
 from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Prompts
-from mp2.model.checkpoint import Base, read_json, read_tensors
-from mp2.tuning.adapter import compose
+from mp2.model.checkpoint import Base, read_json, read_tensors, save_encoder
+from mp2.tuning.adapter import Adapter, compose
+from tests.micro import micro_encoder, micro_tokenizer
 from tests.serving.kit import REVIEWS, TARGETS, adapter
 
 peft = pytest.importorskip("peft")
@@ -41,6 +43,31 @@ def test_peft_computes_the_same_hidden_states(base: Base, tmp_path: Path, kind: 
     head = read_tensors(tmp_path / "peft" / "head.safetensors")
     assert torch.equal(head["weight"], composed.head.weight)
     assert "- 4" in (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_positions_of_roberta_begin_after_its_padding(tmp_path: Path) -> None:
+    tokenizer = micro_tokenizer(tmp_path / "encoder")
+    shape = micro_encoder(len(tokenizer)).config.to_dict()
+    wanted = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = transformers.RobertaConfig(**{key: shape[key] for key in wanted}, max_position_embeddings=130)
+    encoder = transformers.RobertaModel(config, add_pooling_layer=False)
+    save_encoder(tmp_path / "encoder", encoder, tokenizer, dtype=torch.float32)
+    base = Base(tmp_path / "encoder")
+    prompts = torch.randn(base.backbone.depth, 4, base.backbone.hidden_size)
+    made = Adapter(
+        REVIEWS, "made", base.name, base.fingerprint, None, "", "prefix", {"prompts": prompts}
+    )  # fmt: skip
+    export_peft(made, base, tmp_path / "peft")
+    text = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^positions = (.*)$", text, re.MULTILINE)
+    ids = torch.randint(5, 300, (2, 17), generator=torch.Generator().manual_seed(0))
+    model = peft.PeftModel.from_pretrained(encoder.eval(), str(tmp_path / "peft")).eval()
+    positions = eval(line, {"torch": torch, "ids": ids})
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    torch.testing.assert_close(base.backbone(ids, mask.bool(), Prompts(prompts[None])), theirs)
 
 
 def test_the_length_of_answers_comes_along(base: Base, tmp_path: Path) -> None:

@@ -27,7 +27,14 @@ def test_the_dense_form_composes_to_the_same_prompts() -> None:
     dense = bank.materialised()
     assert dense.config.intrinsic == 0
     torch.testing.assert_close(dense.compose(weights), bank.compose(weights))
-    assert dense.prompts is not bank.materialised().prompts
+
+
+def test_a_dense_bank_is_copied_and_not_shared() -> None:
+    bank = _bank(BankConfig(layers=2, modules=3, length=4, hidden=8))
+    before = bank.prompts.detach().clone()
+    with torch.no_grad():
+        bank.materialised().prompts.zero_()
+    assert torch.equal(bank.prompts, before)
 
 
 @pytest.mark.parametrize("intrinsic", [0, 64])

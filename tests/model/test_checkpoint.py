@@ -17,7 +17,7 @@ from transformers import BertModel, ElectraConfig, ElectraModel, ErnieConfig, Er
 
 from mp2.errors import CheckpointError
 from mp2.model.backbone import load_backbone
-from mp2.model.checkpoint import Base, fingerprint, load_base, save_encoder, write_manifest
+from mp2.model.checkpoint import DEFAULT_BASE, Base, fingerprint, load_base, save_encoder, write_manifest
 from mp2.model.router import Routing
 from mp2.tuning.adapter import Adapter, compose, load_adapter
 from tests.data.invented import task
@@ -142,6 +142,7 @@ def test_cpt_loads_from_the_hub_layout(
         torch.save(state, tmp_path / "pytorch_model.bin")
     loaded = load_backbone(tmp_path).eval()
     assert loaded.max_length == positions and loaded.depth == 3
+    assert {p.dtype for p in load_backbone(tmp_path, dtype=torch.float16).parameters()} == {torch.float16}
     ids = torch.randint(5, vocabulary, (2, 7))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
@@ -206,7 +207,19 @@ def test_a_damaged_file_is_found_when_loading(base: Base, tmp_path: Path, name: 
         Base(folder)
 
 
-@pytest.mark.parametrize("files", [None, {}])
+@pytest.mark.parametrize("change", [{"name": 3}, {"banks": "deep"}, {"banks": None}])
+def test_a_manifest_without_a_name_or_banks_is_refused(
+    base: Base, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = _copy(base, tmp_path / "b")
+    facts = json.loads((folder / "mp2.json").read_text())
+    for damaged in (facts | change, {key: facts[key] for key in facts.keys() - change.keys()}):
+        (folder / "mp2.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=r"mp2\.json: damaged: expected a 'name'"):
+            Base(folder)
+
+
+@pytest.mark.parametrize("files", [None, {}, ["a"]])
 def test_a_manifest_that_names_no_file_is_refused(base: Base, tmp_path: Path, files: Any) -> None:
     folder = _copy(base, tmp_path / "b")
     facts = json.loads((folder / "mp2.json").read_text())
@@ -236,6 +249,52 @@ def test_a_bank_with_a_choice_that_is_none_is_refused(
     (folder / "bank.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=f"{folder}.*no {key} 'other'.*{valid}"):
         base.bank(str(folder))
+
+
+def test_a_bank_with_more_tasks_than_routers_is_refused(base: Base, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(Path(base.path) / "banks" / "deep", tmp_path / "deep"))
+    facts = json.loads((folder / "bank.json").read_text())
+    (folder / "bank.json").write_text(json.dumps(facts | {"tasks": [*facts["tasks"], "gamma"]}))
+    with pytest.raises(CheckpointError, match="3 tasks and 2 routers"):
+        base.bank(str(folder))
+
+
+def test_what_lies_in_the_working_folder_does_not_hide_the_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / DEFAULT_BASE).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_base().banks == ("deep", "shallow", "spot", "ppt")
+    with pytest.raises(CheckpointError, match="no model in this folder"):  # named, a folder is what is meant
+        load_base(DEFAULT_BASE)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "told"),
+    [
+        ({"injection": "foo"}, (), "unknown injection; valid: prefix, add"),
+        ({}, ("router",), "bank 'deep', but neither router nor prompts"),
+        ({}, ("head.bias",), "its tensors do not fit: 'head.bias'"),
+    ],
+)
+def test_an_adapter_that_lost_something_is_refused(
+    base: Base, tmp_path: Path, change: dict[str, Any], lost: tuple[str, ...], told: str
+) -> None:
+    tensors = {
+        "router": torch.zeros(base.bank("deep").router.shape[1:]),
+        **base.head.state_dict(prefix="head."),
+    }
+    whole = Adapter(
+        task("classification"), "mp2-deep-gd", base.name, base.fingerprint, "deep",
+        base.bank_fingerprint("deep"), "prefix", tensors,
+    )  # fmt: skip
+    compose(whole, base)
+    whole.tensors = {name: value for name, value in tensors.items() if name not in lost}
+    whole.save(tmp_path / "a")
+    facts = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    (tmp_path / "a" / "adapter.json").write_text(json.dumps(facts | change))
+    with pytest.raises(CheckpointError, match=told):
+        compose(load_adapter(tmp_path / "a"), base)
 
 
 def test_an_unknown_bank_names_the_nearest(base: Base) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mp2.errors import TaskError
 from mp2.model.answers import Answer
-from mp2.serving.batcher import Batcher, BusyError, LateError, Outcome
+from mp2.serving.batcher import Batcher, BusyError, LateError, Outcome, row_cost
 from mp2.serving.predictor import Prediction, Row
 from mp2.serving.speed import Speed
 from mp2.tasks.render import MRCExample
@@ -205,3 +205,10 @@ def test_closing_finishes_what_was_accepted_and_refuses_the_rest() -> None:
         await closing
 
     run(scene)
+
+
+def test_every_character_of_a_row_costs() -> None:
+    options = ["甲" * 100] * 50
+    listed, apart = ("t", {"options": options}), ("t", {f"o{i}": text for i, text in enumerate(options)})
+    assert row_cost(listed) == row_cost(apart) > row_cost(("t", "")) + 4_999
+    assert row_cost(("t", {"n": 1234})) == row_cost(("t", "1234"))

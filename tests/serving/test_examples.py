@@ -164,3 +164,24 @@ def test_messages_name_lines_of_the_upload_and_no_file() -> None:
     for content, format_ in (("[]", "json"), ("text,label\n", "csv")):
         (problem,) = look(content, format_)[1]["problems"]
         assert problem["message"].startswith("the upload")
+
+
+def test_limits_of_rows_hold_for_files_too() -> None:
+    long = "长" * 20_001
+    rows = [{"text": long, "label": "好"}, {"text": "好", "label": "坏"}]
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    (problem,) = look(content, "jsonl")[0].problems
+    assert problem.row == 1 and "expected at most 20,000 characters, got 20,001" in problem.message
+    options = {"question": "?", "options": [str(n) for n in range(201)], "label": "0"}
+    (problem,) = look(json.dumps(options) + "\n", "jsonl")[0].problems
+    assert "expected at most 200 values, got 201" in problem.message
+    lines = "1\n" * 300
+    assert look(lines, "jsonl")[0].problems[0].message == "more than 100 rows cannot be read"
+    assert len(look(lines, "jsonl")[0].problems) < 110
+
+
+@pytest.mark.parametrize("value", ['!!int ""', "!!bool x", "!!timestamp x", '"\\UFFFFFFFF"', '"\\U00110000"'])
+def test_a_value_that_yaml_cannot_make_is_a_problem(value: str) -> None:
+    task = f"name: t\nfamily: classification\nlabels: [好, 坏]\ndescription: {value}\n"
+    (problem,) = look(CSV, task_file=task)[0].problems
+    assert "task file" in problem.message

@@ -11,15 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mp2.errors import CheckpointError
+from mp2.errors import CheckpointError, ConfigError, WriteError
 from mp2.model.checkpoint import Base
 from mp2.runtime import write_json
-from mp2.serving.jobs import Job, Jobs, Quota
+from mp2.serving.jobs import Job, Jobs, Quota, hold
 from mp2.serving.keys import add_key
 from mp2.serving.service import Settings
 from mp2.serving.store import Store
@@ -257,3 +258,33 @@ def test_wilsons_interval() -> None:
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     low, high = wilson(1.0, 8)
     assert 0.6 < low < 0.7 and high == pytest.approx(1)
+
+
+def test_one_server_alone_runs_the_jobs_of_a_folder(base: Base, tmp_path: Path) -> None:
+    tasks = folder(base, tmp_path / "tasks")
+    with hold(tasks), pytest.raises(ConfigError, match="another server tunes tasks in this folder"):
+        hold(tasks)
+    hold(tasks).close()
+    job = Job("shop", "", "mp2-deep-gd", 1, 0.25, False, status="running", attempts=1)
+    file = tasks / ".jobs" / job.id / "job.json"
+    file.parent.mkdir()
+    write_json(file, asdict(job))
+    before = file.read_bytes()
+    with in_thread(Settings(tasks, str(base.path), tune=False), base):
+        pass
+    assert file.read_bytes() == before  # it is another server's
+
+
+def test_a_job_that_cannot_be_written_is_not_queued(
+    call: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise WriteError(f"{path}: cannot be written: no space left") from OSError(28, "No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mp2.serving.jobs.write_json", full)
+        reply = call("POST", "/v1/tasks", BODY)
+    assert reply.status == 503 and reply.json["error"]["type"] == "bad_folder"
+    assert "No space left" in reply.json["error"]["message"] and str(tmp_path) not in str(reply.json)
+    assert call("GET", "/v1/jobs").json["jobs"] == []
+    assert call("POST", "/v1/tasks", BODY).status == 202

@@ -11,6 +11,7 @@ from mp2.errors import CheckpointError, Mp2Error, TaskError
 from mp2.model.checkpoint import Base
 from mp2.serving.predictor import Prediction, Predictor
 from mp2.tuning.adapter import compose
+from tests.micro import HIDDEN
 from tests.serving.kit import PAIRS, REVIEWS, ROWS, TARGETS, adapter, folder
 
 KINDS = ("router", "prompts", "shallow", "head", "backbone")
@@ -198,3 +199,22 @@ def test_predictions_as_json(base: Base, tmp_path: Path) -> None:
     assert sum(label.as_dict()["scores"].values()) == pytest.approx(1, abs=1e-4)
     found = span.as_dict()
     assert "上海的店"[found["span"]["start"] : found["span"]["end"]] == found["answer"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"probe.weight": torch.ones(4)}, "not an adapter this version can read"),
+        ({"head.weight": torch.full((2, HIDDEN), 3e38)}, "its answers are no finite numbers"),
+    ],
+)
+def test_a_damaged_adapter_costs_its_own_rows_alone(
+    base: Base, tensors: dict[str, torch.Tensor], told: str
+) -> None:
+    predictor = Predictor(base)
+    predictor.add("good", adapter(base, REVIEWS, 1))
+    made = adapter(base, REVIEWS, 2, "head")
+    predictor.add("bad", replace(made, tensors=made.tensors | tensors))
+    bad, good = predictor.answer([("bad", "味道很好"), ("good", "味道很好")])
+    assert isinstance(good, Prediction)
+    assert isinstance(bad, CheckpointError) and told in str(bad)

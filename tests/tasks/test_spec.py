@@ -117,7 +117,9 @@ def test_every_mistake_is_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize("value", ["2024-02-30", "0x_", "!!float x", "9" * 5000])
+@pytest.mark.parametrize(
+    "value", ["2024-02-30", "0x_", "!!float x", '!!int ""', "!!bool x", "!!timestamp x", "9" * 5000]
+)
 def test_a_date_or_number_that_cannot_be_is_told(value: str) -> None:
     with pytest.raises(TaskError, match="<task>: not valid YAML: "):
         parse_task(f"name: moods\nversion: {value}\n")

@@ -322,6 +322,13 @@ def test_a_finished_search_is_read_and_another_one_is_refused(base: Base, tmp_pa
     with pytest.raises(ConfigError, match=r"holds a search with stages .* choose another folder"):
         run(base, method("mp2-deep-bb", replace(FUSED, calls=18)), folder=tmp_path)
     newest = sorted(tmp_path.glob("state-*"))[-1]
+    saved = json.loads((newest / "search.json").read_text())
+    lost = {key: value for key, value in saved["state"].items() if key != "curve"}
+    for damaged in ([], None, saved | {"state": None}, saved | {"identity": None}, saved | {"state": lost}):
+        (newest / "search.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match="damaged"):
+            run(base, row, folder=tmp_path)
+    (newest / "search.json").write_text(json.dumps(saved))
     (newest / "search.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="damaged"):
         run(base, row, folder=tmp_path)
@@ -433,11 +440,14 @@ def test_a_step_that_ctrl_c_cuts_while_its_dev_scores_are_taken_does_not_count(
     _same_search(run(base, row, folder=tmp_path), run(base, row))
 
 
-@pytest.mark.parametrize("stage", [replace(ROUTER, random=2), FUSED])
+@pytest.mark.parametrize(
+    ("stage", "calls"), [(replace(ROUTER, random=2), 5), (FUSED, 5), (ROUTER, 0), (FUSED, 0)]
+)
 def test_ctrl_c_returns_the_best_so_far(
-    base: Base, stage: Bayes | Cma, monkeypatch: pytest.MonkeyPatch
+    base: Base, stage: Bayes | Cma, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _fail_after(monkeypatch, 5, KeyboardInterrupt())
+    """Before anything was told, that is the start."""
+    _fail_after(monkeypatch, calls, KeyboardInterrupt())
     adapter = run(base, method("mp2-deep-bb", stage, FUSED))
     assert adapter.facts["interrupted"]
     assert list(adapter.facts["calls"]) == ["0"]

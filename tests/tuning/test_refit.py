@@ -12,6 +12,7 @@ from mp2.model.checkpoint import Base
 from mp2.tuning.methods import get_method
 from mp2.tuning.refit import kept_stages, refit
 from mp2.tuning.stages import Gradient
+from mp2.tuning.state import TaskState
 from mp2.tuning.tune import tune
 from tests.tuning.test_tune import TASK, rows
 
@@ -86,3 +87,10 @@ def test_what_chooses_more_than_a_moment_is_refused(base: Base, name: str) -> No
         refit(base, adapter, rows(4), rows(4, start=4), get_method(name))
     with pytest.raises(ConfigError, match=f"method {name}: it chooses by dev rows, and there are none"):
         tune(base, TASK, rows(4), None, get_method(name))
+
+
+def test_a_random_bank_is_the_same_one_whatever_was_kept_of_its_stages(base: Base) -> None:
+    method = get_method("mp2-random-bank")
+    whole, part = (TaskState(base, replace(method, stages=s), seed=3) for s in (method.stages, METHOD.stages))
+    assert whole.bank is not None and part.bank is not None and whole.bank.config.modules == 8
+    assert "router" not in part.method.groups and torch.equal(whole.bank.prompts, part.bank.prompts)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ElectraConfig, ElectraModel
 
 from mp2.errors import CheckpointError, ConfigError, WriteError
-from mp2.model.checkpoint import Base
+from mp2.model.checkpoint import Base, save_encoder
 from mp2.model.router import Routing
 from mp2.runtime import Precision
 from mp2.serving.predictor import Predictor
@@ -22,7 +23,7 @@ from mp2.tuning.methods import get_method
 from mp2.tuning.stages import Gradient
 from mp2.tuning.state import TaskState
 from mp2.tuning.tune import encode_shots, tune
-from tests.micro import micro_base
+from tests.micro import HIDDEN, micro_base, micro_tokenizer
 
 TASK = TaskSpec(name="moods", family="classification", labels=("正面", "负面"))
 QUICK = replace(
@@ -221,3 +222,18 @@ def test_an_empty_train_set_is_an_error(base: Base) -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mp2-deep-gd'"):
         get_method("mp2-deep-dg")
+
+
+def test_prompts_of_words_are_as_wide_as_the_layers(tmp_path: Path) -> None:
+    """ELECTRA-small's words are narrower, and are projected."""
+    tokenizer = micro_tokenizer(tmp_path)
+    config = ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=16, hidden_size=HIDDEN, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=64,
+    )  # fmt: skip
+    save_encoder(tmp_path, ElectraModel(config), tokenizer)
+    base = Base(tmp_path)
+    prompts = TaskState(base, get_method("prompt-tuning"), 1).prompts()
+    assert prompts is not None and prompts.shape == (1, 1, 16, HIDDEN)
+    words = base.backbone.words()
+    assert all((words == vector).all(dim=1).any() for vector in prompts[0, 0])

@@ -47,11 +47,12 @@ def inspect(
         if out is not None:
             _draw_task(found[0], out)
     else:
+        bank = base.bank(what)
         if rows is not None:
             raise ConfigError(f"--rows: modules are taken out of an adapter's router; {what} is a bank")
-        bank = base.bank(what)
-        if out is not None and len(bank.tasks) < 2:
-            raise ConfigError(f"--out: bank {what} has routers of {len(bank.tasks)} tasks, too few to draw")
+        if out is not None and min(len(bank.tasks), bank.bank.config.modules) < 2:
+            shape = f"routers of {len(bank.tasks)} tasks over {bank.bank.config.modules} modules"
+            raise ConfigError(f"--out: bank {what} has {shape}, too few to draw")
         found = inspect_bank(bank)
         if out is not None:
             _draw_bank(bank, out)

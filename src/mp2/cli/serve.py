@@ -39,7 +39,7 @@ def serve(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    hosts = tuple(allow_host) if allow_host else (LOOPBACK if host in LOOPBACK else ("*",))
+    hosts = (*LOOPBACK, *(allow_host or ())) if allow_host or host in LOOPBACK else ("*",)
     settings = Settings(
         folder,
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +114,11 @@ def tune(
     adapter.save(out, replace=replace)
     _tell_cut(adapter.facts.get("cut", 0), len(examples) + len(dev_examples))
     _report(adapter, spec, out, json_, resumable=search is not None)
+    if not json_ and row.bank and row.holds == "prompts" and _taught_none(base.bank(row.bank).tasks, spec):
+        _say(
+            f"{base.name} was taught none of these labels; on such tasks tuning the encoder has done better"
+            " (--method model-tuning, or lora)"
+        )
 
 
 def _show(record: dict[str, float]) -> None:
@@ -206,6 +212,15 @@ def _tell_cut(cut: int, texts: int) -> None:
     """Say how many texts are not read to their end."""
     if cut:
         _say(f"{cut} of {texts} texts are longer than what is read, and are cut")
+
+
+def _taught_none(tasks: Sequence[str], spec: TaskSpec) -> bool:
+    """Whether none of a task's labels is one of tasks that the catalogue has; False where it lacks one."""
+    from mp2.tasks import catalogue
+
+    if not spec.labels or not set(tasks) <= set(catalogue.names()):
+        return False
+    return all(set(spec.labels).isdisjoint(catalogue.get(name).labels) for name in tasks)
 
 
 def _kind(spec: TaskSpec) -> str:

@@ -178,7 +178,8 @@ def _draw_lines(
         ticks: Every x that is marked.
         names: Their names; then they are evenly spaced, else on a logarithmic scale.
     """
-    places = {x: float(i) if names else float(np.log2(x)) for i, x in enumerate(ticks)}
+    lowest = min((x for x in ticks if x > 0), default=1.0)  # 0 stands a step before it
+    places = {x: float(i) if names else float(np.log2(x or lowest / 2)) for i, x in enumerate(ticks)}
     width = (max(places.values()) - min(places.values())) or 1.0
     for index, (name, points) in enumerate(lines.items()):
         shift = APART * width * (index - (len(lines) - 1) / 2)
@@ -244,7 +245,7 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
 
 
 def _worth_drawing(bank: TrainedBank) -> bool:
-    """Whether there are tasks to cluster, and a router that has anything to decide."""
+    """Whether there are tasks to compare, and a router that has anything to decide."""
     return len(bank.tasks) > 2 and bank.bank.config.modules > 1
 
 
@@ -287,7 +288,8 @@ def figure_5(bank: TrainedBank) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     if len(colours) > 1:
-        same, chance, p = agreement(flat, families)
+        known = [i for i, family in enumerate(families) if family]
+        same, chance, p = agreement(flat[known], [families[i] for i in known])
         said = f"{100 * same:.0f} % of tasks (by chance {100 * chance:.0f} %, p = {p:.2g})"
         figure.suptitle(f"nearest task of the same family: {said}", fontsize=10)
     return figure

@@ -92,7 +92,7 @@ class Grid:
             raise ConfigError(
                 f"splits: expected one to draw from, not test, and another to score, got {names}"
             )
-        # precision is no other experiment: a seed changes scores by more; it stands in the record
+        # precision needs no name, though one file or report holds a cell once: a seed changes scores by more
         usual = {"settings": {}, "refit": False, "calibrate": False, "splits": SPLITS}
         other = " and ".join(name for name, value in usual.items() if getattr(self, name) != value)
         if other and not self.variant:

@@ -100,7 +100,8 @@ def inspect_router(task: str, router: Tensor, bank: TrainedBank, *, top: int = 5
     alike = likeness(router, bank.router.to(router)).tolist()
     ranked = sorted(zip(bank.tasks, alike, strict=True), key=lambda item: -item[1])
     used = [(layer, module) for layer, module in (gates > OPEN).nonzero().tolist()]
-    near = [(name, value) for name, value in ranked if name != task][:top]
+    decides = shape[1] > 1  # one module is all there is: any two tasks are alike, or opposite
+    near = [(name, value) for name, value in ranked if decides and name != task][:top]
     return Inspection(task, gates.tolist(), used, near)
 
 

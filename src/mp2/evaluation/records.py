@@ -217,7 +217,7 @@ class RecordFile:
             end, as an editor may leave it, gets it.
 
     Raises:
-        ConfigError: Another process is writing to it, or it cannot be written.
+        ConfigError: It holds something else, another process is writing to it, or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -234,6 +234,10 @@ class RecordFile:
         """End a last line that is whole; cut one that is not back to the end of the line before."""
         self._file.seek(0)
         data = self._file.read()
+        begin = b'{"format":'
+        if data[: len(begin)] != begin[: len(data)]:  # nothing of it is ours to mend
+            self._file.close()
+            raise ConfigError(f"{self.path}: not a file of records; choose another")
         whole = data.rfind(b"\n") + 1
         if whole == len(data):
             return

@@ -17,6 +17,7 @@ import numpy as np
 from mp2.errors import ConfigError
 from mp2.evaluation.records import CALIBRATED, Record
 from mp2.evaluation.statistics import Matrix
+from mp2.tuning.methods import METHODS
 
 Facet = Callable[[Record], tuple[str, str]]
 Value = TypeVar("Value")
@@ -24,7 +25,10 @@ Value = TypeVar("Value")
 FACETS: dict[str, Facet] = {
     # a folder's name, not its place: the same model may be named by two paths
     "models": lambda r: ("", f"{Path(r.base).name} ({r.base_fingerprint})"),
-    "banks": lambda r: (f"{r.variant}/{r.method}", r.bank_fingerprint and f"{r.method} {r.bank_fingerprint}"),
+    "banks": lambda r: (
+        f"{r.variant}/{_bank(r)}",
+        r.bank_fingerprint and f"{_bank(r)} {r.bank_fingerprint}",
+    ),
     "package versions": lambda r: ("", str(r.versions.get("mp2"))),
     "method versions": lambda r: (r.method, f"{r.method} v{r.method_version}"),
     "settings": lambda r: (f"{r.variant}/{r.method}", r.settings and f"{r.method}: {_uncalibrated(r)}"),
@@ -41,6 +45,12 @@ FACETS: dict[str, Facet] = {
         f"{r.method} on {r.task}, seed {r.seed}, {r.test_limit or 'all'}",
     ),
 }
+
+
+def _bank(record: Record) -> str:
+    """Name of the bank that a method starts from; of a method that is no longer known, its own."""
+    method = METHODS.get(record.method)
+    return (method and method.bank) or record.method
 
 
 def _uncalibrated(record: Record) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from mp2.errors import ConfigError
 from mp2.evaluation.records import Record
+from mp2.tasks import catalogue
 
 if TYPE_CHECKING:
     from mp2.evaluation.grid import Bench, Grid, Run
@@ -35,7 +36,7 @@ def run_here(bench: Bench, runs: Sequence[Run]) -> Iterator[Done]:
 def run_on_ray(bench: Bench, runs: Sequence[Run], workers: int, address: str | None) -> Iterator[Done]:
     """Spread runs over workers, each of which loads the base once; results come as they are ready.
 
-    A worker that dies costs the run it was on, which is recorded as failed; Ray starts another.
+    A worker that dies costs the run it was on, which is recorded as failed; another one takes its place.
 
     Args:
         bench: The grid, made ready here; workers on other machines need the same paths.
@@ -52,7 +53,7 @@ def run_on_ray(bench: Bench, runs: Sequence[Run], workers: int, address: str | N
     have = ray.cluster_resources()
     workers = max(1, min(workers, len(runs), int(have.get("CPU", workers))))  # one more would never start
     share = gpu_share(have.get("GPU", 1.0), workers) if grid.device.startswith("cuda") else 0
-    actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1)(_Worker)
+    actor = ray.remote(num_cpus=1, num_gpus=share)(_Worker)
     try:
         free = [actor.remote(grid) for _ in range(workers)]
         waiting = list(reversed(runs))
@@ -63,11 +64,13 @@ def run_on_ray(bench: Bench, runs: Sequence[Run], workers: int, address: str | N
                 busy[worker.run.remote(run)] = (worker, run, time.monotonic())
             ready, _ = ray.wait(list(busy), num_returns=1)
             worker, run, begin = busy.pop(ready[0])
-            free.append(worker)
             try:
                 record = ray.get(ready[0])
+                free.append(worker)
             except ray.exceptions.RayError as error:
                 record = replace(bench.planned(run), error=f"{type(error).__name__}: {error}"[:2000])
+                ray.kill(worker)  # where it lives, it gives its place away
+                free.append(actor.remote(grid))
             yield run, record, time.monotonic() - begin
     finally:
         if started:
@@ -111,8 +114,9 @@ def _join(ray: Any, workers: int, address: str | None) -> bool:
         return False
     local = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
     try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
-    except ConnectionError as error:
+        # without an address Ray would join whatever runs on this machine
+        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
+    except (ConnectionError, ValueError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     return True
 
@@ -121,4 +125,6 @@ def _absolute(grid: Grid) -> Grid:
     """Paths as workers, whose folder is another one, can find them."""
     banks = {name: str(Path(folder).resolve()) for name, folder in grid.banks.items()}
     model = str(Path(grid.model).resolve()) if grid.model and Path(grid.model).exists() else grid.model
-    return replace(grid, root=grid.root.resolve(), cache=grid.cache.resolve(), model=model, banks=banks)
+    tasks = tuple(str(Path(name).resolve()) if catalogue.is_file(name) else name for name in grid.tasks)
+    root, cache = grid.root.resolve(), grid.cache.resolve()
+    return replace(grid, tasks=tasks, root=root, cache=cache, model=model, banks=banks)

@@ -27,12 +27,18 @@ def with_settings(methods: Iterable[Method], settings: Mapping[str, str]) -> tup
         ConfigError: A setting that no method here has (the nearest is named), or a value of another kind.
     """
     changed = tuple(methods)
-    for name, value in settings.items():
+    for name, value in sorted(settings.items(), key=_turn):
         names = list(dict.fromkeys(name for method in changed for name in _names(method)))
         if name not in names:  # or no longer: rounds take the calls away
             raise ConfigError(f"no method here has a setting {name!r}; {nearest(name, names, shown=40)}")
         changed = tuple(_changed(method, name, value) for method in changed)
     return changed
+
+
+def _turn(setting: tuple[str, str]) -> tuple[bool, bool]:
+    """Their order decides nothing: what is said of one stage holds there, and rounds take the calls away."""
+    number, _, rest = setting[0].partition(".")
+    return number.isdigit(), "rounds" not in (number, rest)
 
 
 def _names(method: Method) -> Iterable[str]:

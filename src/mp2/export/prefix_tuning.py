@@ -2,7 +2,7 @@
 
 PEFT keeps the projected keys and values of a prompt: the folder holds ``W_k p + b_k`` and ``W_v p + b_v`` of
 every layer. PEFT counts prompt positions, we do not: whoever loads the folder passes ``position_ids`` that
-start at ``-P``, to which PEFT adds P (see ``README.md`` in the folder).
+start at ``-P`` (RoBERTa's later), to which PEFT adds P (see ``README.md`` in the folder).
 
 References:
     Li and Liang, *Prefix-Tuning*, arXiv:2101.00190.
@@ -27,7 +27,8 @@ from mp2.tuning.adapter import Adapter, answer_files, compose
 README = """# {name}: a prefix for PEFT
 
 Made of an mp2 adapter (method {method}, base {base}). Hidden states are the same as mp2's when positions
-start at 0, as they did when the prompt was trained; PEFT adds the {length} prompt positions; take them off:
+start at {first}, as they did when the prompt was trained; PEFT adds the {length} prompt positions; take them
+off:
 
 ```python
 import torch
@@ -35,7 +36,7 @@ from peft import PeftModel
 from transformers import AutoModel
 
 model = PeftModel.from_pretrained(AutoModel.from_pretrained("{encoder}"), "THIS FOLDER").eval()
-positions = torch.arange(ids.shape[1])[None] - {length}
+positions = torch.arange(ids.shape[1])[None] + {first} - {length}
 hidden = model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
 ```
 
@@ -97,7 +98,9 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         save_file(head, aside / "head.safetensors")
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-        readme = README.format(**facts, encoder=base.source, length=length)
+        c = base.backbone.config
+        first = c.pad_token_id + 1 if c.model_type in ("roberta", "xlm-roberta") else 0
+        readme = README.format(**facts, encoder=base.source, length=length, first=first)
         for file, content in answer_files(adapter).items():
             write_json(aside / file, content)
             readme += ANSWERS[file]

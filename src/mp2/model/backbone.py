@@ -98,6 +98,11 @@ class Backbone(nn.Module):
         offset = 2 if self.config.model_type in ("roberta", "xlm-roberta") else 0
         return int(self.config.max_position_embeddings) - offset
 
+    def words(self) -> Tensor:
+        """Word embeddings as wide as the layers, ``(V, H)``."""
+        words: Tensor = self.embeddings.word_embeddings.weight
+        return words if self.project is None else self.project(words)
+
     def embed(self, ids: Tensor) -> Tensor:
         """``(B, T)`` ids to ``(B, T, H)`` hidden states at the input of layer 0."""
         hidden: Tensor = self.embeddings(input_ids=ids, token_type_ids=torch.zeros_like(ids))
@@ -269,7 +274,7 @@ def load_backbone(path: Path | str, *, slot_id: int = 0, dtype: torch.dtype | No
     config = _config(path)
     try:
         if _is_cpt(config):
-            return Backbone(_load_cpt(Path(path), config), slot_id=slot_id)
+            return Backbone(_load_cpt(Path(path), config, dtype), slot_id=slot_id)
         encoder, info = AutoModel.from_pretrained(
             str(path), output_loading_info=True, dtype=dtype or "auto", **_without_pooler(config)
         )
@@ -335,7 +340,7 @@ def _config(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no encoder could be loaded: {first_line(error)}") from error
 
 
-def _load_cpt(path: Path, config: dict[str, Any]) -> BertModel:
+def _load_cpt(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> BertModel:
     """CPT's understanding path: the BERT stack under ``model.encoder.`` (REFERENCE 1.2 and 1.3)."""
     state = {
         key.removeprefix(CPT_PREFIX): value
@@ -367,7 +372,7 @@ def _load_cpt(path: Path, config: dict[str, Any]) -> BertModel:
         )
     types = encoder.embeddings.token_type_embeddings.weight.data
     types[0] = types[1]
-    return encoder.to(word.dtype)
+    return encoder.to(dtype or word.dtype)
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

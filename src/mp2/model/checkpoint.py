@@ -130,11 +130,14 @@ def load_bank(folder: Path) -> TrainedBank:
         head = SpanHead(bank.config.hidden)
         bank.load_state_dict(_under(tensors, "bank"))
         head.load_state_dict(_under(tensors, "head"))
+        tasks, router = tuple(facts["tasks"]), tensors["router"]
+        if len(tasks) != len(router):
+            raise TypeError(f"{len(tasks)} tasks and {len(router)} routers")
         return TrainedBank(
             facts["name"],
             bank,
-            tensors["router"],
-            tuple(facts["tasks"]),
+            router,
+            tasks,
             head,
             Routing(**facts["routing"]),
             facts["base"],
@@ -163,7 +166,7 @@ class Base:
         encoder: Path | str = path
         if (folder / "mp2.json").exists():
             self.path = folder = folder_of(path, SAFE)
-            self.facts = read_json(folder / "mp2.json")
+            self.facts = read_manifest(folder / "mp2.json")
             verify(folder, self.facts.get("files"))
             encoder = folder = folder / "encoder"
         elif not (folder / "config.json").exists():
@@ -263,7 +266,7 @@ def load_base(path: Path | str | None = None, device: str = "cpu", *, shard: boo
     """
     name = str(path or DEFAULT_BASE)
     shipped = ASSETS / name
-    if not Path(name).exists() and (shipped / "mp2.json").exists():
+    if (path is None or not Path(name).exists()) and (shipped / "mp2.json").exists():
         return Base(shipped, device, shard=shard)
     if path is None:
         raise CheckpointError(f"no model ships with this installation; name one with --model ({shipped})")
@@ -297,16 +300,26 @@ def write_manifest(folder: Path, name: str, banks: list[str]) -> None:
     write_json(folder / "mp2.json", {"name": name, "banks": banks, "files": files})
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read ``mp2.json``.
+
+    Raises:
+        CheckpointError: Absent or damaged.
+    """
+    facts = read_json(path)
+    if not isinstance(facts.get("name"), str) or not isinstance(facts.get("banks"), list):
+        raise CheckpointError(f"{path}: damaged: expected a 'name' and a list of 'banks'")
+    return facts
+
+
 def verify(folder: Path, files: Mapping[str, str] | None) -> None:
     """Check that files are as they were when the base was written.
 
     Raises:
         CheckpointError: No file is named, one is absent, or its bytes differ.
     """
-    if not files:
-        raise CheckpointError(
-            f"{folder / 'mp2.json'}: expected the sha256 of every file under 'files', got none"
-        )
+    if not files or not isinstance(files, Mapping):
+        raise CheckpointError(f"{folder / 'mp2.json'}: expected the sha256 of every file under 'files'")
     for name, expected in files.items():
         file = folder / name
         if not file.exists():

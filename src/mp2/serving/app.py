@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
-from mp2.errors import Mp2Error
+from mp2.errors import Mp2Error, WriteError
 from mp2.serving.batcher import BusyError, LateError
 from mp2.serving.edge import Edge, log
 from mp2.serving.gate import Gate, refused
@@ -112,10 +112,13 @@ def _errors(app: FastAPI, service: Service) -> None:
     async def mistake(request: Request, error: Mp2Error) -> JSONResponse:
         return ProblemError(422, "invalid", str(error)).response()
 
+    @app.exception_handler(WriteError)
     @app.exception_handler(OSError)
     async def unusable(request: Request, error: OSError) -> JSONResponse:
         log("folder cannot be used", error=str(error))
-        message = f"the server's folder of tasks cannot be used: {error.strerror or 'it is gone'}"
+        cause = error.__cause__ if isinstance(error, WriteError) else error  # whose words name no path
+        reason = getattr(cause, "strerror", None) or "it cannot be read or written"
+        message = f"the server's folder of tasks cannot be used: {reason}"
         return ProblemError(503, "bad_folder", message).response()
 
     @app.exception_handler(RequestValidationError)

@@ -231,7 +231,8 @@ def row_cost(row: Row) -> int:
     values = row[1]
     if isinstance(values, str):
         return ROW_COST + len(values)
-    return ROW_COST + sum(len(value) for value in values.values() if isinstance(value, (str, list)))
+    cells = (value if isinstance(value, list) else [value] for value in values.values())
+    return ROW_COST + sum(len(str(item)) for cell in cells for item in cell)
 
 
 def _short(needed: float, seconds: float) -> str:

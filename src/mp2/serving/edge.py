@@ -36,6 +36,10 @@ def log(event: str, **facts: Any) -> None:
     LOG.info(json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False))
 
 
+class StalledError(Exception):
+    """A client that does not take its response."""
+
+
 class Edge:
     """ASGI middleware around the whole application.
 
@@ -63,12 +67,15 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *HEADERS, (b"x-request-id", id_.encode())]
-            async with asyncio.timeout(self.stall):
-                await send(message)
+            try:
+                async with asyncio.timeout(self.stall):
+                    await send(message)
+            except TimeoutError:  # an OSError, which handlers within would take for one of a disk
+                raise StalledError from None
 
         try:
             await self.app(scope, _guarded(receive, self.body_bytes, self.stall), guarded_send)
-        except TimeoutError:
+        except StalledError:
             facts["stalled"] = True  # the client does not take its response: the connection is dropped
         except Exception as error:
             log("error", request=id_, kind=type(error).__name__, at=_place(error))

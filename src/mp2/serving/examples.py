@@ -21,8 +21,9 @@ import yaml
 from mp2.data.encode import Encoder
 from mp2.data.readers import read_table
 from mp2.errors import DataError, Mp2Error, TaskError
+from mp2.serving.schemas import OPTIONS, TEXT_CHARACTERS
 from mp2.tasks.infer import dump_task, infer_task
-from mp2.tasks.render import MRCExample, blank, render
+from mp2.tasks.render import MRCExample, Segment, blank, render
 from mp2.tasks.spec import TaskSpec, parse_task
 from mp2.tuning.rows import hold_out
 
@@ -115,6 +116,7 @@ def check(
     kept: list[tuple[int, Mapping[str, Any], MRCExample]] = []
     for number, row in located:
         try:
+            _check_sizes(row, f"row {number}")
             example = render(checked.task, row, where=f"row {number}")
             if blank(checked.task, example):
                 raise TaskError(f"row {number}: its text is empty, and there is nothing to learn from it")
@@ -204,15 +206,33 @@ def _parse(format_: str, content: str, checked: Checked, most: int) -> list[tupl
                 str(path), "the upload"
             )
 
+        def bad(error: DataError) -> None:
+            checked.problems.append(Problem(plain(error)))
+            if len(checked.problems) > most:
+                raise DataError(f"more than {most} rows cannot be read")
+
         located: list[tuple[int, Mapping[str, Any]]] = []
         try:
-            for where, row in read_table(path, on_bad=lambda e: checked.problems.append(Problem(plain(e)))):
+            for where, row in read_table(path, on_bad=bad):
                 located.append((where.line or len(located) + 1, row))
                 if len(located) > most:
                     break
         except DataError as error:
             raise DataError(plain(error)) from None
     return located
+
+
+def _check_sizes(row: Mapping[str, Any], where: str) -> None:
+    """Refuse what the schema refuses of rows in JSON."""
+    for column, value in row.items():
+        items = value if isinstance(value, list) else [value]
+        if len(items) > OPTIONS:
+            raise TaskError(
+                f"{where}: column {column!r}: expected at most {OPTIONS} values, got {len(items)}"
+            )
+        if (longest := max((len(str(item)) for item in items), default=0)) > TEXT_CHARACTERS:
+            most = f"expected at most {TEXT_CHARACTERS:,} characters, got {longest:,}"
+            raise TaskError(f"{where}: column {column!r}: {most}")
 
 
 def _task(name: str, rows: Sequence[Mapping[str, Any]], task_file: str | None) -> TaskSpec:
@@ -225,7 +245,7 @@ def _task(name: str, rows: Sequence[Mapping[str, Any]], task_file: str | None) -
         aliased = any(
             isinstance(token, (yaml.AliasToken, yaml.AnchorToken)) for token in yaml.scan(task_file)
         )
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, OverflowError):
         aliased = False  # parse_task says where
     if aliased:
         raise TaskError("task file: aliases (*) are not allowed here; write the values out")
@@ -265,12 +285,11 @@ def _warn(checked: Checked, cut: int, window: int) -> None:
                 rows=rows,
                 few=FEW,
             )
-    texts = ["".join(segment.text for segment in example.segments) for example in examples]
-    answers: dict[str, set[tuple[str, ...]]] = {}
-    for text, example in zip(texts, examples, strict=True):
-        answers.setdefault(text, set()).add(example.gold_texts)
-    if len(answers) < len(texts):
-        warn("repeated", "{count} examples are repetitions of others", count=len(texts) - len(answers))
+    answers: dict[tuple[Segment, ...], set[tuple[str, ...]]] = {}
+    for example in examples:
+        answers.setdefault(example.segments, set()).add(example.gold_texts)
+    if len(answers) < len(examples):
+        warn("repeated", "{count} examples are repetitions of others", count=len(examples) - len(answers))
     contradicted = sum(len(found) > 1 for found in answers.values())
     if contradicted:
         warn("contradicted", "{count} texts stand there with different answers", count=contradicted)

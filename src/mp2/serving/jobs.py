@@ -22,15 +22,16 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from mp2.errors import CheckpointError
-from mp2.runtime import write_json
+from mp2.errors import CheckpointError, ConfigError
+from mp2.runtime import claim, write_json
 from mp2.serving.batcher import BusyError
 from mp2.serving.store import Store
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN: tuple[Status, ...] = ("queued", "running")
+FOLDER = ".jobs"
 POLL = 0.2  # seconds between looks at a worker's progress
 
 
@@ -88,6 +89,22 @@ class Quota:
     kept: int = 200
 
 
+def hold(store: Path) -> IO[bytes]:
+    """Keep other servers from running the jobs of a store, until what is returned is closed.
+
+    Raises:
+        ConfigError: Another server runs them, or the folder cannot be written.
+    """
+    instead = "give this server a folder of its own, or let it answer only (--read-only)"
+    try:
+        (store / FOLDER).mkdir(exist_ok=True)
+        lock = (store / FOLDER / "lock").open("ab")
+    except OSError as error:
+        raise ConfigError(f"{store}: no task can be tuned here: {error.strerror}; {instead}") from error
+    claim(lock, f"{store}: another server tunes tasks in this folder; {instead}")
+    return lock
+
+
 class Jobs:
     """The jobs of a store, one running at a time.
 
@@ -99,7 +116,7 @@ class Jobs:
 
     def __init__(self, store: Store, base: str | None, quota: Quota | None = None) -> None:
         self.store, self.base, self.quota = store, base, quota or Quota()
-        self.folder = store.folder / ".jobs"
+        self.folder = store.folder / FOLDER
         self._jobs: dict[str, Job] = {}
         self._wake = asyncio.Event()
         self._process: tuple[str, asyncio.subprocess.Process] | None = None
@@ -150,6 +167,7 @@ class Jobs:
 
         Raises:
             BusyError: The quota of the key or of the server is used up.
+            OSError: It cannot be written, and is not queued.
         """
         waiting = [other for other in self._jobs.values() if other.status in OPEN]
         mine = [other for other in waiting if other.owner == job.owner]
@@ -161,10 +179,14 @@ class Jobs:
                 said = f"{count} tuning jobs {whose} are waiting or running, the most is {most}"
                 raise BusyError(said, 30)
         folder = self.folder / job.id
-        folder.mkdir(parents=True)
-        write_json(folder / "rows.json", {"task": task_file, "rows": list(rows)})
-        self._jobs[job.id] = job
-        self._set(job)
+        try:
+            folder.mkdir(parents=True)
+            write_json(folder / "rows.json", {"task": task_file, "rows": list(rows)})
+            self._set(job)
+        except OSError:
+            self._jobs.pop(job.id, None)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self._forget_old()
         self._wake.set()
         return job
@@ -194,20 +216,22 @@ class Jobs:
         }
 
     async def events(self, id_: str) -> AsyncIterator[tuple[str, dict[str, Any]] | None]:
-        """What happens to a job: its ``status`` when it changes, ``progress`` records, at last ``end``.
+        """What happens to a job: ``status`` and place as they change, ``progress`` records, at last ``end``.
 
         None stands for "nothing new", several times a second.
         """
-        status, offset, file = "", 0, self.folder / id_ / "progress.jsonl"
+        told: dict[str, Any] = {}
+        offset, file = 0, self.folder / id_ / "progress.jsonl"
         while True:
             job = self._jobs.get(id_)
             if job is None or self._closing:
                 return
-            if job.status != status:
-                status = job.status
-                if status == "queued":
+            now = {key: value for key, value in self.summary(job).items() if key in ("status", "ahead")}
+            if now != told:
+                if job.status == "queued":
                     offset = 0  # taken up again: the curve starts anew
-                yield "status", {"status": status}
+                told = now
+                yield "status", now
             records, offset = _lines(file, offset)
             for record in records:
                 yield "progress", record
@@ -229,6 +253,8 @@ class Jobs:
                 await self._one(job)
             except OSError as error:  # a full disk must not stop the jobs that come after
                 self._jobs[job.id] = replace(job, status="failed", error=str(error), ended=time.time())
+                with contextlib.suppress(OSError):
+                    (self.folder / job.id / "rows.json").unlink(missing_ok=True)
 
     async def _one(self, job: Job) -> None:
         """Run one job to its end."""

@@ -7,6 +7,7 @@ task, does not touch the rows beside it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -175,6 +176,10 @@ class Predictor:
 
         def ask(batch: Sequence[_Item]) -> None:
             for item, answer in zip(batch, self._forward(batch), strict=True):
+                if not math.isfinite(answer.probability):
+                    error = f"task {item.name!r}: damaged: its answers are no finite numbers"
+                    results[item.place] = CheckpointError(error)
+                    continue
                 results[item.place] = Prediction(item.name, answer, item.example, item.row.cut)
 
         lanes = lanes_for(self.base.device, len(batches))

@@ -149,11 +149,9 @@ def make_ready(name: str, adapter: Adapter, base: Base) -> Ready:
     for key, value in adapter.tensors.items():
         if not value.is_floating_point() or not bool(value.isfinite().all()):
             raise CheckpointError(f"task {name!r}: damaged: {key} holds values that are no finite numbers")
-    if adapter.injection not in ("prefix", "add"):
-        raise CheckpointError(f"task {name!r}: unknown injection {adapter.injection!r}; valid: prefix, add")
     try:
         ready = _route(adapter, base) or _whole(adapter, base)
-    except (RuntimeError, KeyError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(f"task {name!r}: not an adapter this version can read: {error}") from error
     composed, backbone = ready.composed, ready.composed.backbone
     shape, rows = ready.shape, 2 if isinstance(composed.head, SpanHead) else len(adapter.task.labels)

@@ -31,10 +31,11 @@ def _whole(text: str) -> str:
 Text = Annotated[str, StringConstraints(max_length=TEXT_CHARACTERS), AfterValidator(_whole)]
 Column = Annotated[str, StringConstraints(max_length=200), AfterValidator(_whole)]
 Scalar = Text | int | float | bool | None
-Row = Annotated[
-    dict[Column, Scalar | Annotated[list[Scalar], Field(max_length=OPTIONS)]], Field(max_length=COLUMNS)
-]
+# Lists stop at the first item that is wrong: all complaints about a large body would take minutes and memory.
+Cells = Annotated[list[Scalar], Field(max_length=OPTIONS, fail_fast=True)]
+Row = Annotated[dict[Column, Scalar | Cells], Field(max_length=COLUMNS)]
 Input = Text | Row
+Inputs = Annotated[list[Input], Field(min_length=1, max_length=ROWS_PER_REQUEST, fail_fast=True)]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 TimeoutMs = Annotated[
     int, Field(ge=1, le=LONGEST_MS, description="Milliseconds within which the answer is of use.")
@@ -56,7 +57,7 @@ class PredictBody(_Body):
             ]
         }
     )
-    inputs: Input | Annotated[list[Input], Field(min_length=1, max_length=ROWS_PER_REQUEST)] = Field(
+    inputs: Input | Inputs = Field(
         description="A text (tasks that read one), a row of columns, or a list of either."
     )
     timeout_ms: TimeoutMs = DEADLINE_MS
@@ -84,7 +85,7 @@ class MixedBody(_Body):
             ]
         }
     )
-    requests: Annotated[list[MixedItem], Field(min_length=1, max_length=ROWS_PER_REQUEST)]
+    requests: Annotated[list[MixedItem], Field(min_length=1, max_length=ROWS_PER_REQUEST, fail_fast=True)]
     timeout_ms: TimeoutMs = DEADLINE_MS
 
 
@@ -97,7 +98,7 @@ class Upload(_Body):
     ]
 
 
-Examples = Upload | Annotated[list[Row], Field(min_length=1, max_length=EXAMPLES)]
+Examples = Upload | Annotated[list[Row], Field(min_length=1, max_length=EXAMPLES, fail_fast=True)]
 HeldBack = Annotated[
     float, Field(ge=0, le=0.5, description="Share of the examples kept apart for an honest score.")
 ]

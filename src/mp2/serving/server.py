@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mp2.errors import ConfigError
 from mp2.serving.app import create_app
 from mp2.serving.edge import LOG, log
+from mp2.serving.jobs import hold
 from mp2.serving.service import LOOPBACK, Service, Settings
 
 HEADER_SECONDS = 15.0
@@ -45,9 +47,11 @@ class Together:
             self._flush()
 
     def close(self) -> None:
-        """Send what waits, then close."""
+        """Send what waits, then close; a client that takes nothing of it for some seconds is cut off."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(HEADER_SECONDS, self._transport.abort)
 
     def _flush(self) -> None:
         if self._held:
@@ -117,7 +121,8 @@ def serve(
         open_to_all: Whether an address that others can reach may be served without API keys.
 
     Raises:
-        ConfigError: Others could reach the server and nothing would keep them out; or the port is taken.
+        ConfigError: Others could reach the server and nothing would keep them out; the port is taken; or
+            another server tunes tasks in the folder.
     """
     if host not in LOOPBACK and settings.keys is None and not open_to_all:
         raise ConfigError(
@@ -144,7 +149,8 @@ def serve(
     gc.collect()
     gc.freeze()  # a pass over all the libraries' objects would hold every request up for a tenth of a second
     try:
-        server.run()
+        with hold(service.store.folder) if settings.tune else contextlib.nullcontext():
+            server.run()
     except SystemExit as error:  # uvicorn's way of saying that it could not listen
         raise ConfigError(f"cannot listen on {host}:{port}; is it taken?") from error
 

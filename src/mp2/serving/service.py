@@ -91,7 +91,8 @@ class Service:
         self.batcher.speed.measure(small, large)
         self.jobs = Jobs(self.store, settings.base, settings.quota)
         self.batcher.start()
-        self.jobs.start()
+        if settings.tune:
+            self.jobs.start()
         gauge = self.meters.gauge
         gauge("mp2_queue_rows", "Rows that wait.", lambda: self.batcher.queued)
         gauge("mp2_adapters_held", "Composed adapters in memory.", lambda: self.predictor.held.adapters)

@@ -283,7 +283,8 @@ def parse_task(text: str, path: Path | str = "<task>") -> TaskSpec:
             raise TaskError(f"{Where(path, 1)}: expected a mapping of keys, such as 'name: my-task'")
         lines = _key_lines(node, path)
         raw = _tuples(loader.construct_document(node))
-    except (yaml.YAMLError, ValueError) as error:  # the latter of a date or number that cannot be
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML's own error, or what its constructors trip over: a date or number that cannot be
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         raise TaskError(f"{Where(path, line)}: not valid YAML: {getattr(error, 'problem', error)}") from error

@@ -14,17 +14,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mp2.errors import CheckpointError, Where
+from mp2.errors import CheckpointError, ConfigError, Where, first_line, nearest
 from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection
-from mp2.model.checkpoint import Base, read_json, read_tensors
+from mp2.model.checkpoint import DEFAULT_BASE, Base, read_json, read_tensors
 from mp2.model.label_offsets import LabelOffsets
 from mp2.model.low_rank import add_pairs
 from mp2.model.mrc import SpanHead
@@ -102,7 +102,15 @@ def load_adapter(folder: Path | str) -> Adapter:
         raise CheckpointError(f"{folder}: no such adapter folder")
     facts = read_json(folder / "adapter.json")
     try:
-        task = load_task(folder / "task.yaml")
+        task, tensors = load_task(folder / "task.yaml"), read_tensors(folder / "adapter.safetensors")
+        if not isinstance(facts["facts"], dict):
+            raise CheckpointError(f"{Where(folder / 'adapter.json')}: facts: expected keys with values")
+        if facts["injection"] not in get_args(Injection):
+            what = f"unknown injection; {nearest(facts['injection'], get_args(Injection))}"
+            raise CheckpointError(f"{Where(folder / 'adapter.json')}: {what}")
+        if facts["bank"] is not None and not {"router", "prompts"} & tensors.keys():
+            what = f"bank {facts['bank']!r}, but neither router nor prompts are in adapter.safetensors"
+            raise CheckpointError(f"{Where(folder / 'adapter.json')}: {what}")
         return Adapter(
             task,
             facts["method"],
@@ -111,7 +119,7 @@ def load_adapter(folder: Path | str) -> Adapter:
             facts["bank"],
             facts["bank_fingerprint"],
             facts["injection"],
-            read_tensors(folder / "adapter.safetensors"),
+            tensors,
             facts["facts"],
             _answer_length(facts.get("answer_length"), folder / "adapter.json"),
             _label_offsets(facts.get("label_offsets"), task.labels, folder / "adapter.json"),
@@ -193,7 +201,7 @@ class Composed:
 
 def base_of(adapter: Adapter) -> str | None:
     """The base an adapter names, when it is a folder that is there; else the shipped one."""
-    return adapter.base if Path(adapter.base).is_dir() else None
+    return adapter.base if adapter.base != DEFAULT_BASE and Path(adapter.base).is_dir() else None
 
 
 def check_base(adapter: Adapter, base: Base) -> None:
@@ -220,9 +228,18 @@ def compose(adapter: Adapter, base: Base) -> Composed:
     """Mix the adapter's prompts once, for a base.
 
     Raises:
-        CheckpointError: The adapter belongs to another base or bank.
+        CheckpointError: The adapter belongs to another base or bank, or its tensors do not fit it.
     """
     check_base(adapter, base)
+    try:
+        return _composed(adapter, base)
+    except (KeyError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(
+            f"adapter of task {adapter.task.name!r}: damaged: its tensors do not fit: {first_line(error)}"
+        ) from error
+
+
+def _composed(adapter: Adapter, base: Base) -> Composed:
     tensors = {key: value.to(base.device) for key, value in adapter.tensors.items()}
     head: SpanHead | ProbeHead = base.head
     prompts = tensors.get("prompts")

@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,14 +100,17 @@ def _bayes(run: SearchRun, stage: Bayes, train: Objective) -> str:
     def each(candidates: Array, losses: Array) -> None:
         before = optimiser.calls - len(losses)
         chosen = _worth_scoring(run, stage, losses, before)
-        scores = _score_routers(run, candidates, losses, chosen, before)
+        scores = _score_routers(run, candidates, chosen, before)
         for i, loss in enumerate(losses):
             run.line(before + i + 1, f"router/{before + i + 1}", float(loss), scores.get(i))
         if before == 0 and known:
             run.facts["similar_tasks"] = _ranked(list(known), losses[1:])
         run.save(optimiser.calls, optimiser.state_dict())
 
-    return search(train, optimiser, budget, each=each).ended
+    try:
+        return search(train, optimiser, budget, each=each).ended
+    except KeyboardInterrupt:  # before the first points are told: what stands is the start
+        return "interrupted"
 
 
 def known_routers(state: TaskState) -> dict[str, Array]:
@@ -129,19 +132,20 @@ def known_routers(state: TaskState) -> dict[str, Array]:
     return dict(zip(source.tasks, flat, strict=True))
 
 
-def _worth_scoring(run: SearchRun, stage: Bayes, losses: Array, before: int) -> list[int]:
-    """Which of the candidates just told are scored on the dev rows."""
-    chosen = []
+def _worth_scoring(run: SearchRun, stage: Bayes, losses: Array, before: int) -> dict[int, float]:
+    """Which of the candidates just told are scored on the dev rows, with the lowest loss up to each."""
+    chosen = {}
     for i, loss in enumerate(losses):
         tenth = (before + i + 1) % RELEASED_EVERY == 0
-        if tenth if stage.select == "released" else loss < run.lowest:
-            chosen.append(i)
+        worth = tenth if stage.select == "released" else loss < run.lowest
         run.lowest = min(run.lowest, float(loss))
+        if worth:
+            chosen[i] = run.lowest
     return chosen
 
 
 def _score_routers(
-    run: SearchRun, candidates: Array, losses: Array, chosen: Sequence[int], before: int
+    run: SearchRun, candidates: Array, chosen: Mapping[int, float], before: int
 ) -> dict[int, float]:
     if not chosen:
         return {}
@@ -151,7 +155,7 @@ def _score_routers(
     measured = run.dev.measure(run.state.route(logits))
     for i, values, (metric, loss) in zip(chosen, logits, measured, strict=True):
         router.copy_(values[None])
-        run.offer(metric, loss, before + i + 1, float(losses[i]))
+        run.offer(metric, loss, before + i + 1, chosen[i])
     return {i: metric for i, (metric, _) in zip(chosen, measured, strict=True)}
 
 

@@ -169,8 +169,9 @@ class Course:
     def record(
         self, stage: int, step: int, metric: float, dev_loss: float, seconds: float, **more: float
     ) -> None:
-        """Add a dev score to the curve, and tell."""
+        """Add a dev score to the curve, without what is no number (JSON has none such), and tell."""
         dev = {"dev": metric, "dev_loss": dev_loss, "seconds": seconds}
-        self.curve.append({"stage": stage, "step": step, **more, **dev})
+        point = {"stage": stage, "step": step, **more, **dev}
+        self.curve.append({name: value for name, value in point.items() if math.isfinite(value)})
         if self._progress is not None:
             self._progress(self.curve[-1])

@@ -111,7 +111,7 @@ class LayerWalk:
     def _score(self) -> dict[str, float]:
         """Dev scores of what stands, and of the means of all distributions."""
         moments = [np.stack([optimiser.mean for optimiser in self.optimisers]), self._vectors()]
-        mean, standing = self._measure(moments, self.calls)
+        mean, standing = self._measure(moments, self.calls, self.lowest)
         return {"dev": standing, "dev_mean": mean}
 
     def _score_released(
@@ -125,17 +125,21 @@ class LayerWalk:
             if (before + i + 1) % self.stage.eval_every == 0:
                 moment = standing.copy()
                 moment[layer] = candidates[i]
-                scores[i] = {"dev": self._measure([moment], before + i + 1)[0]}
+                lowest = min(self.lowest, float(losses[: i + 1].min()))
+                scores[i] = {"dev": self._measure([moment], before + i + 1, lowest)[0]}
         self._restore_z(standing)
         return scores
 
-    def _measure(self, moments: list[Array], call: int) -> list[float]:
-        """Score ``(L, d)`` vectors on the dev rows and offer each; the last one is what stands afterwards."""
+    def _measure(self, moments: list[Array], call: int, lowest: float) -> list[float]:
+        """Score ``(L, d)`` vectors on the dev rows and offer each; the last one is what stands afterwards.
+
+        ``lowest`` is the lowest train loss so far, which is told beside them.
+        """
         vectors = self.run.dev.tensor(np.stack(moments))
         measured = self.run.dev.measure(self.run.state.project(vectors, 0))
         for moment, (metric, loss) in zip(moments, measured, strict=True):
             self._restore_z(moment)
-            self.run.offer(metric, loss, call, self.lowest)
+            self.run.offer(metric, loss, call, lowest)
         return [metric for metric, _ in measured]
 
     def _restore_z(self, vectors: Array) -> None:

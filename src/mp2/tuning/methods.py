@@ -24,6 +24,7 @@ class Method:
         fresh: Shape of a bank made on the spot: ``deep``, ``shallow`` or None.
         start: How a fresh bank begins: ``random``, from a ``vocabulary`` sample, or as a random frozen
             ``projection`` of an intrinsic vector.
+        modules: K of a fresh bank.
         length: P of a fresh bank.
         intrinsic: d of a random projection.
         stages: What is tuned, in order.
@@ -36,6 +37,7 @@ class Method:
     fresh: Literal["deep", "shallow"] | None = None
     start: Start = "bank"
     holds: Holds = "prompts"
+    modules: int = 1
     length: int = 16
     intrinsic: int = 128
     version: int = 1
@@ -262,6 +264,7 @@ METHODS: dict[str, Method] = {
             (_ROUTER, _PROMPTS),
             fresh="deep",
             start="random",
+            modules=8,
             version=2,
             about="deep MP2 on a random bank: what pre-training is worth",
         ),

@@ -33,7 +33,7 @@ def draw_projection(bank: PromptBank, backbone: Backbone, batches: Sequence[MRCB
         seed: Seed of A.
     """
     generator = torch.Generator().manual_seed(seed)
-    scales = [backbone.embeddings.word_embeddings.weight.float().std()]
+    scales = [backbone.words().float().std()]
     scales += hidden_scales(backbone, batches, bank.config.layers)[1:]
     for layer, scale in enumerate(scales):
         noise = torch.randn(bank.A[layer].shape, generator=generator).to(bank.A.device)

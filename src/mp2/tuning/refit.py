@@ -7,6 +7,7 @@ and its last moment is taken as it comes (what scikit-learn's searches do with `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -96,7 +97,7 @@ def kept_stages(method: Method, curve: Sequence[dict[str, float]]) -> tuple[Grad
     for index, stage in enumerate(method.stages):
         assert isinstance(stage, Gradient)
         so_far = [point for point in curve if point["stage"] <= index]
-        best = max(so_far, key=lambda point: merit(point["dev"], point["dev_loss"]))
+        best = max(so_far, key=lambda point: merit(point["dev"], point.get("dev_loss", math.nan)))
         if best["stage"] == index:
             stages.append(replace(stage, steps=int(best["step"]), eval_every=0))
     return tuple(stages)

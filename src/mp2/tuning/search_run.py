@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mp2.errors import CheckpointError
 from mp2.tuning.course import Course
 from mp2.tuning.objective import Objective
 from mp2.tuning.search_state import SearchFolder
@@ -45,8 +46,13 @@ class SearchRun:
         self.search: dict[str, Any] | None = None
         self._begin = time.monotonic()
         saved = folder.load() if folder is not None else None
-        if saved is not None:
-            self._restore(saved)
+        if saved is not None and folder is not None:
+            try:
+                self._restore(saved)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{folder.folder}: the state of its search is damaged ({error!r}); choose another folder"
+                ) from error
         else:
             # a folder that cannot be written is known now, and no log is ever without a state
             self.save(0, {})

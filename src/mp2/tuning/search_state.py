@@ -81,8 +81,9 @@ class SearchFolder:
         try:
             saved = json.loads((found[-1] / "search.json").read_text(encoding="utf-8"))
             arrays = load_file(found[-1] / "search.safetensors")
-            identity, lines, state = saved["identity"], saved["log_bytes"], _join(saved["state"], arrays)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            identity, lines = dict(saved["identity"]), int(saved["log_bytes"])
+            state = dict(_join(saved["state"], arrays))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{found[-1]}: damaged: {error}; delete it to go on from the state before, or choose another"
                 " folder"
@@ -95,7 +96,7 @@ class SearchFolder:
                 )
         self._number = int(found[-1].name.removeprefix("state-"))
         self._cut(lines)
-        return dict(state)
+        return state
 
     def line(self, values: Mapping[str, Any]) -> None:
         """Add a line for one call; it is written with the state of its step."""

@@ -22,8 +22,6 @@ from mp2.tuning.methods import Method
 from mp2.tuning.parts import load_encoder, load_skills_of
 from mp2.tuning.stages import GroupName
 
-FRESH_MODULES = 8
-
 
 class TaskState:
     """Parameters of one task under one method. Nothing of the base or its banks is ever changed in place.
@@ -92,7 +90,7 @@ class TaskState:
         if self.method.start == "projection":
             shape = (backbone.depth if deep else 1, 1, length, backbone.hidden_size, self.method.intrinsic)
             return PromptBank(BankConfig(*shape, "add"))
-        modules = FRESH_MODULES if "router" in self.method.groups else 1
+        modules = self.method.modules
         injection: Injection = "prefix" if deep else "add"
         config = BankConfig(
             backbone.depth if deep else 1, modules, length, backbone.hidden_size, 0, injection
@@ -101,9 +99,9 @@ class TaskState:
         # attention passes it by (docs/evidence/model-of-25-november.md)
         bank = PromptBank(config, std=modules**0.5 if deep else 0.02, generator=generator)
         if self.method.start == "vocabulary":
-            words = backbone.embeddings.word_embeddings.weight
+            words = backbone.words().detach()
             chosen = torch.randint(len(words), (length,), generator=generator)
-            bank.prompts.data = words[chosen].detach().float().cpu()[None, None].clone()
+            bank.prompts.data = words[chosen].float().cpu()[None, None].clone()
         return bank
 
     @property

@@ -36,8 +36,14 @@ const HEIGHT = 300, LEFT = 48, RIGHT = 56, TOP = 50, BOTTOM = 30;
 export const PHONE = 544;  // pixels, as in the style sheet
 const NARROW = 360, WIDE = 720;  // narrow screens get a narrow picture, so that its text stays legible
 
+// What a stage of a method tunes, where that is the paper's two stages.
+export function stageName(method, stage) {
+  const two = /^mp2-(deep|shallow)-(gd|bb)(?!-transfer)/.test(method);
+  return (two && say("stages")[stage]) || say("stage", stage + 1);
+}
+
 // Scores and losses over the steps of all stages, one shaded field per stage.
-export function curve(records) {
+export function curve(records, method) {
   const last = records[records.length - 1], narrow = innerWidth < PHONE, width = narrow ? NARROW : WIDE;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": say("curveText", percent(last.dev)) });
   const ends = [];  // step at which each stage ends, counted over all stages
@@ -51,7 +57,7 @@ export function curve(records) {
   ends.forEach((steps, stage) => {
     const from = x(starts[stage]);
     svg.append(shape("rect", { x: from, y: TOP, width: x(starts[stage] + steps) - from, height: HEIGHT - TOP - BOTTOM, class: `stage${stage % 2}` }));
-    const name = say("stages")[stage] ?? say("stage", stage + 1);
+    const name = stageName(method, stage);
     svg.append(shape("text", { x: from + 4, y: HEIGHT - 10 }, narrow ? name.split(/[:：]/)[0] : name));
   });
   for (const share of [0, 0.5, 1]) {

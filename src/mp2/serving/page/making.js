@@ -1,7 +1,7 @@
 // Making a task: examples, what was understood of them, tuning as it goes on, and its result.
 
 import { follow, getJson, postJson, remove } from "/page/api.js";
-import { bars, curve, make, percent } from "/page/draw.js";
+import { bars, curve, make, percent, stageName } from "/page/draw.js";
 import { say } from "/page/words.js";
 
 const at = (id) => document.getElementById(id);
@@ -13,6 +13,15 @@ function formatOf(text) {
   if (start.startsWith("[")) return "json";
   if (start.startsWith("{")) return "jsonl";
   return start.split("\n", 1)[0].includes("\t") ? "tsv" : "csv";
+}
+
+// The text of a file; in another encoding every character that is not ASCII would be lost.
+async function utf8(file) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    throw new Error(say("notUtf8", file.name));
+  }
 }
 
 function upload() {
@@ -62,6 +71,7 @@ async function adapt(onDone) {
     if (error.type !== "taken" || !confirm(say("replace", name))) throw error;
     job = await postJson("/v1/tasks", { ...body, replace: true });
   }
+  state.texts = state.report.preview;  // of this job, whatever is checked next
   await see(job, onDone);
 }
 
@@ -101,11 +111,11 @@ function drawJob() {
   if (!job) return;
   const last = records[records.length - 1];
   let line = job.status === "queued" ? say("queued", job.ahead) : say("running");
-  if (last) line = say("tuning", last.stage < 0 ? say("start") : say("stages")[last.stage] ?? say("stage", last.stage + 1), percent(last.dev));
+  if (last) line = say("tuning", last.stage < 0 ? say("start") : stageName(job.method, last.stage), percent(last.dev));
   if (end) line = end.status === "done" ? say("done", end.result.seconds.toFixed(1)) : end.status === "failed" ? say("failed") + end.error : say("cancelled");
   at("job-line").textContent = line;
   at("curve").hidden = !records.length;
-  if (records.length) at("curve").replaceChildren(curve(records), make("figcaption", say("kept"), "hint"));
+  if (records.length) at("curve").replaceChildren(curve(records, job.method), make("figcaption", say("kept"), "hint"));
   at("result").hidden = end?.status !== "done";
   if (end?.status === "done") drawResult(end.result);
 }
@@ -122,7 +132,7 @@ function drawResult(result) {
   if (held.low !== null) parts.push(make("p", say("interval", percent(held.low), percent(held.high), held.count), "hint"));
   const details = make("details");
   details.open = box.querySelector("details")?.open ?? false;
-  details.append(make("summary", say("mistakes")), heldRows(held.rows, state.report?.preview));
+  details.append(make("summary", say("mistakes")), heldRows(held.rows, state.texts));
   box.replaceChildren(...parts, details);
 }
 
@@ -150,6 +160,7 @@ async function rejoin(onDone) {
   if (!job) return;
   at("name").value = job.name;
   at("adapt-form").hidden = false;
+  state.texts = null;
   await see(job, onDone);
 }
 
@@ -164,14 +175,17 @@ export function setUpMaking(attempt, about, onDone) {
       if (chosen) take(chosen.content, chosen.format, chosen.name);
     });
   });
-  at("examples").addEventListener("input", () => { state.format = null; });
-  at("file").addEventListener("change", async () => {
+  at("examples").addEventListener("input", () => {
+    state.format = null;
+    at("understood").hidden = at("adapt-form").hidden = true;  // they are of what stood there before
+  });
+  at("file").addEventListener("change", () => attempt(null, async () => {
     const file = at("file").files[0];
     if (!file) return;
     const ending = file.name.toLowerCase().split(".").pop();
-    take(await file.text(), ["csv", "tsv", "json", "jsonl"].includes(ending) ? ending : null, file.name.replace(/\.[^.]*$/, ""));
-    at("file").value = "";
-  });
+    const content = await utf8(file);
+    take(content, ["csv", "tsv", "json", "jsonl"].includes(ending) ? ending : null, file.name.replace(/\.[^.]*$/, ""));
+  }).finally(() => { at("file").value = ""; }));
   at("examples-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(at("check"), () => checkExamples(false)); });
   at("recheck").addEventListener("click", () => attempt(at("recheck"), () => checkExamples(true)));
   at("adapt-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(at("adapt"), () => adapt(onDone)); });
