@@ -80,9 +80,8 @@ class _Ids(HTMLParser):
 def test_all_files_are_written_and_the_page_stands_alone(
     records: list[Record], base: Base, tmp_path: Path, fonts: bool
 ) -> None:
-    report = build_report(
-        Results([replace(r, base_fingerprint=base.fingerprint) for r in records]), base=base
-    )
+    ours = [replace(r, base_fingerprint=base.fingerprint, bank=f"runs/{r.method}/bank") for r in records]
+    report = build_report(Results(ours), base=base)
     assert {"figure3", "figure4a", "figure4b", "ablation-k"} <= set(report.figures)
     files = {str(path.relative_to(tmp_path)) for path in report.write(tmp_path)}
     assert {
@@ -270,6 +269,16 @@ def test_the_command_prints_and_writes(records: list[Record], tmp_path: Path) ->
     assert isinstance(other.exception, ConfigError) and "the records are of micro" in str(other.exception)
     twice = CliRunner().invoke(app, ["report", str(path), str(path)])
     assert isinstance(twice.exception, DataError)
+
+
+def test_records_of_another_bank_of_the_models_are_told(base: Base) -> None:
+    def of(**facts: str) -> Results:
+        return Results([record(base="micro", base_fingerprint=base.fingerprint, **facts)])
+
+    build_report(of(bank_fingerprint=base.bank_fingerprint("deep")), base=base)
+    build_report(of(variant="k-4"), base=base)
+    with pytest.raises(ConfigError, match=r"micro has the bank deep .*, the records of mp2-deep-gd are"):
+        build_report(of(), base=base)
 
 
 def test_the_evaluate_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,19 @@ def _figure_links(names: Iterable[str]) -> str:
     return "".join(f"\n### {figure_title(name)}\n\n![{name}](figures/{name}.png)\n" for name in names)
 
 
+def _check_base(results: Results, base: Base) -> None:
+    models = {record.base_fingerprint: record.base for record in results.records}
+    if base.fingerprint not in models:
+        shown = ", ".join(f"{name} ({fingerprint})" for fingerprint, name in models.items())
+        raise ConfigError(f"{base.name} ({base.fingerprint}): the records are of {shown}")
+    for record in results.records:
+        if record.variant or record.bank not in base.banks:
+            continue
+        if record.bank_fingerprint != (ours := base.bank_fingerprint(record.bank)):
+            of = f"the records of {record.method} are of another ({record.bank_fingerprint})"
+            raise ConfigError(f"{base.name} has the bank {record.bank} ({ours}), {of}")
+
+
 def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: Base | None = None) -> Report:
     """Make every table and figure that the results support.
 
@@ -83,12 +96,10 @@ def build_report(results: Results, *, leaks: tables.Leaks | None = None, base: B
         base: The base, for Table 1 and Figure 5.
 
     Raises:
-        ConfigError: No record is of that base.
+        ConfigError: No record is of that base, or some are of another bank of one of its banks' names.
     """
-    models = {record.base_fingerprint: record.base for record in results.records}
-    if base is not None and base.fingerprint not in models:
-        shown = ", ".join(f"{name} ({fingerprint})" for fingerprint, name in models.items())
-        raise ConfigError(f"{base.name} ({base.fingerprint}): the records are of {shown}")
+    if base is not None:
+        _check_base(results, base)
     report = Report(remarks=_remarks(results))
     found = compared.comparisons(results)
     for suite in SUITES:
