@@ -167,13 +167,20 @@ def test_a_file_is_opened_and_a_task_downloaded_and_deleted(page_open: Page, tmp
     page = page_open
     until(page, lambda: at(page, "card").is_displayed())
     file = tmp_path / "Shop reviews.tsv"
-    file.write_text("text\tlabel\n" + "好吃，\t好评\n难吃,\t差评\n" * 8, encoding="utf-8")
+    rows = "好吃，\t好评\n难吃,\t差评\n真香\t好评\n太咸\t差评\n"
+    file.write_text(f"text\tlabel\n{rows * 4}", encoding="utf-8")
     at(page, "file").send_keys(str(file))
     until(page, lambda: at(page, "examples").get_attribute("value").startswith("text\tlabel"))
     assert at(page, "name").get_attribute("value") == "shop-reviews"
     at(page, "check").click()
     until(page, lambda: at(page, "adapt-form").is_displayed())
     assert "repeat" in at(page, "warnings").text
+    file.write_bytes(f"text\tlabel\n{rows}".encode("gb18030"))
+    at(page, "file").send_keys(str(file))
+    until(page, lambda: "is not UTF-8" in at(page, "message").text)
+    assert at(page, "examples").get_attribute("value").startswith("text\tlabel\n好吃")
+    at(page, "examples").send_keys("x")  # what was understood is of what stood there before
+    assert not at(page, "adapt-form").is_displayed() and not at(page, "understood").is_displayed()
 
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     Select(at(page, "task")).select_by_value("reviews")

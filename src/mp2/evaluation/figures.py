@@ -189,7 +189,7 @@ def _draw_lines(
         axis.errorbar(xs, means, yerr=errors, capsize=2, label=name, **line_style(index))
     axis.set_xticks([places[x] for x in ticks], list(names or [f"{x:.0f}" for x in ticks]))
     low, high = axis.get_ylim()
-    axis.set_ylim(low, high + 0.1 * len(lines) * (high - low))  # room for the legend above the intervals
+    axis.set_ylim(low, high + 0.12 * len(lines) * (high - low))  # room for the legend above the intervals
     axis.legend(loc="upper left")
 
 
@@ -228,7 +228,7 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
         if tasks:
             kept = [[row[task] for task in tasks] for row in cells]
             every = [cell for row in kept for cell in row]
-            steps |= {record.bank_steps for cell in every for record in cell.records}
+            steps |= {record.bank_steps for cell in every for record in cell.records} - {0}  # not said
             points = [_point(float(numbers[v]), row) for v, row in zip(having, kept, strict=True)]
             shown = f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}"
             lines[f"{method}, {shown}, {_seeds_text(every)}"] = points
@@ -239,7 +239,7 @@ def ablation_figure(results: Results, kind: str) -> Figure | None:
     _draw_lines(axis, lines, sorted(numbers.values()))
     axis.set_xlabel(label(*ABLATIONS[kind]))
     axis.set_ylabel(label("average score (%)", "平均分"))
-    if any(steps):
+    if steps:
         axis.set_title(f"banks of {span_text(steps)} steps")
     return figure
 
