@@ -116,8 +116,8 @@ def tune(
     _report(adapter, spec, out, json_, resumable=search is not None)
     if not json_ and row.bank and row.holds == "prompts" and _taught_none(base.bank(row.bank).tasks, spec):
         _say(
-            f"{base.name} was taught none of these labels; on such tasks tuning the encoder has done better"
-            " (--method model-tuning, or lora)"
+            f"{base.name} was taught none of these labels: compare with --method model-tuning, and with"
+            " --method zero-shot-base --calibrate"
         )
 
 
