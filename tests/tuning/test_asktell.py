@@ -188,3 +188,13 @@ def test_bad_settings_are_refused() -> None:
         GpUcb(3, first=np.zeros((2, 4)))
     with pytest.raises(ConfigError, match="2 first points"):
         GpUcb(3, random=0)
+
+
+def test_a_search_goes_on_after_a_part_of_a_generation_as_if_it_had_not_stopped() -> None:
+    one = CmaEs(np.zeros(3), 0.5, population=6, seed=4)
+    one.tell(whole := one.ask(), (whole**2).sum(1))
+    one.tell(part := one.ask()[:2], (part**2).sum(1))
+    other = CmaEs(np.zeros(3), 0.5, population=6, seed=4)
+    other.load_state_dict(one.state_dict())
+    assert other.calls == one.calls == 8
+    np.testing.assert_array_equal(other.ask(), one.ask())

@@ -276,6 +276,8 @@ class CmaEs:
         """
         for losses in state["losses"]:
             self.tell(self.ask(), losses)
+        if int(state["calls"]) > len(state["losses"]) * self.population:
+            self.ask()  # one of which the budget left a part was drawn as well
         if self._last.shape != state["last"].shape or not np.allclose(self._last, state["last"], rtol=1e-9):
             raise SearchError("the saved search belongs to another start, seed or version of cma")
         self.calls = int(state["calls"])
