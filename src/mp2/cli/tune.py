@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,10 @@ import typer
 from mp2.cli.options import Calibrate, Json, Model, Precision, Refit, Seed, pairs
 
 if TYPE_CHECKING:
+    from mp2.model.checkpoint import Base
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
+    from mp2.tuning.methods import Method
 
 SEARCHED = ("calls", "ended", "interrupted", "similar_tasks")  # facts of a black-box search
 
@@ -83,11 +84,7 @@ def tune(
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
     base = load_base(model, default_device())
     if not json_:
-        _say(
-            f"task {spec.name}: {spec.family}, {_kind(spec)};"
-            f" {len(examples)} train and {len(dev_examples)} dev rows"
-        )
-        _say(f"method {row.name} on {base.name}: {row.about}")
+        _tell_plan(base, spec, row, len(examples), len(dev_examples))
     progress = None if json_ else _show
     try:
         adapter = run(
@@ -114,11 +111,8 @@ def tune(
     adapter.save(out, replace=replace)
     _tell_cut(adapter.facts.get("cut", 0), len(examples) + len(dev_examples))
     _report(adapter, spec, out, json_, resumable=search is not None)
-    if not json_ and row.bank and row.holds == "prompts" and _taught_none(base.bank(row.bank).tasks, spec):
-        _say(
-            f"{base.name} was taught none of these labels: compare with --method model-tuning, and with"
-            " --method zero-shot-base --calibrate"
-        )
+    if not json_:
+        _tell_new_labels(base, spec, row)
 
 
 def _show(record: dict[str, float]) -> None:
@@ -214,17 +208,27 @@ def _tell_cut(cut: int, texts: int) -> None:
         _say(f"{cut} of {texts} texts are longer than what is read, and are cut")
 
 
-def _taught_none(tasks: Sequence[str], spec: TaskSpec) -> bool:
-    """Whether none of a task's labels is one of tasks that the catalogue has; False where it lacks one."""
+def _tell_plan(base: Base, spec: TaskSpec, method: Method, train: int, dev: int) -> None:
+    """Say what is about to be learned, and how."""
+    kind = "labels " + "，".join(spec.labels) if spec.labels else f"metric {spec.metric}"
+    _say(f"task {spec.name}: {spec.family}, {kind}; {train} train and {dev} dev rows")
+    _say(f"method {method.name} on {base.name}: {method.about}")
+
+
+def _tell_new_labels(base: Base, spec: TaskSpec, method: Method) -> None:
+    """Say so where no label is one of the bank's tasks, unless the catalogue lacks one of these."""
     from mp2.tasks import catalogue
 
-    if not spec.labels or not set(tasks) <= set(catalogue.names()):
-        return False
-    return all(set(spec.labels).isdisjoint(catalogue.get(name).labels) for name in tasks)
-
-
-def _kind(spec: TaskSpec) -> str:
-    return "labels " + "，".join(spec.labels) if spec.labels else f"metric {spec.metric}"
+    if not spec.labels or not method.bank or method.holds != "prompts":
+        return
+    tasks = base.bank(method.bank).tasks
+    if set(tasks) <= set(catalogue.names()) and all(
+        set(spec.labels).isdisjoint(catalogue.get(name).labels) for name in tasks
+    ):
+        _say(
+            f"{base.name} was taught none of these labels: compare with --method model-tuning, and with"
+            " --method zero-shot-base --calibrate"
+        )
 
 
 def _say(line: str) -> None:

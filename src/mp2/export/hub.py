@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from mp2.errors import CheckpointError, first_line
 from mp2.model.backbone import folder_of
-from mp2.model.checkpoint import SAFE, Base, load_base, read_json
+from mp2.model.checkpoint import SAFE, Base, load_base, read_manifest
 from mp2.runtime import whole_folder
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import Adapter, load_adapter
@@ -163,10 +163,9 @@ def model_card(folder: Path, repository: str) -> str:
     """
     data = ModelCardData(language="zh", library_name="mp2", tags=["mp2", "few-shot", "soft-prompts"])
     if _is_base(folder):
-        facts = read_json(folder / "mp2.json")
-        text = BASE.format(
-            name=facts["name"], banks=", ".join(facts.get("banks") or ["no bank"]), repository=repository
-        )
+        facts = read_manifest(folder / "mp2.json")
+        banks = ", ".join(facts["banks"] or ["no bank"])
+        text = BASE.format(name=facts["name"], banks=banks, repository=repository)
     else:
         text = ADAPTER.format(**_facts(load_adapter(folder)), repository=repository)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))

@@ -98,8 +98,7 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
         save_file(head, aside / "head.safetensors")
         write_whole(aside / "task.yaml", dump_task(adapter.task))
         facts = {"name": adapter.task.name, "method": adapter.method, "base": adapter.base}
-        c = base.backbone.config
-        first = c.pad_token_id + 1 if c.model_type in ("roberta", "xlm-roberta") else 0
+        first = base.backbone.first_position
         readme = README.format(**facts, encoder=base.source, length=length, first=first)
         for file, content in answer_files(adapter).items():
             write_json(aside / file, content)

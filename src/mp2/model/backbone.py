@@ -95,8 +95,12 @@ class Backbone(nn.Module):
     @property
     def max_length(self) -> int:
         """Positions the encoder knows, as tokens a sequence may have."""
-        offset = 2 if self.config.model_type in ("roberta", "xlm-roberta") else 0
-        return int(self.config.max_position_embeddings) - offset
+        return int(self.config.max_position_embeddings) - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Position of a sequence's first token: RoBERTa's come after its padding's, 1."""
+        return 2 if self.config.model_type in ("roberta", "xlm-roberta") else 0
 
     def words(self) -> Tensor:
         """Word embeddings as wide as the layers, ``(V, H)``."""

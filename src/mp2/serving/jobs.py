@@ -203,8 +203,11 @@ class Jobs:
     def summary(self, job: Job) -> dict[str, Any]:
         """A job and how it stands, for its owner; reads no file."""
         shown = {key: value for key, value in asdict(job).items() if key not in ("owner", "attempts")}
+        return shown | {"ahead": self._ahead(job)}
+
+    def _ahead(self, job: Job) -> int:
         others = self._jobs.values() if job.status == "queued" else ()
-        return shown | {"ahead": sum(o.status in OPEN and o.created < job.created for o in others)}
+        return sum(other.status in OPEN and other.created < job.created for other in others)
 
     def state(self, job: Job) -> dict[str, Any]:
         """A job with its progress and result, for its owner."""
@@ -226,7 +229,7 @@ class Jobs:
             job = self._jobs.get(id_)
             if job is None or self._closing:
                 return
-            now = {key: value for key, value in self.summary(job).items() if key in ("status", "ahead")}
+            now = {"status": job.status, "ahead": self._ahead(job)}
             if now != told:
                 if job.status == "queued":
                     offset = 0  # taken up again: the curve starts anew

@@ -100,17 +100,18 @@ def load_adapter(folder: Path | str) -> Adapter:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such adapter folder")
-    facts = read_json(folder / "adapter.json")
+    place = folder / "adapter.json"
+    facts = read_json(place)
     try:
         task, tensors = load_task(folder / "task.yaml"), read_tensors(folder / "adapter.safetensors")
         if not isinstance(facts["facts"], dict):
-            raise CheckpointError(f"{Where(folder / 'adapter.json')}: facts: expected keys with values")
+            raise CheckpointError(f"{place}: facts: expected keys with values")
         if facts["injection"] not in get_args(Injection):
-            what = f"unknown injection; {nearest(facts['injection'], get_args(Injection))}"
-            raise CheckpointError(f"{Where(folder / 'adapter.json')}: {what}")
+            valid = nearest(facts["injection"], get_args(Injection))
+            raise CheckpointError(f"{place}: unknown injection; {valid}")
         if facts["bank"] is not None and not {"router", "prompts"} & tensors.keys():
-            what = f"bank {facts['bank']!r}, but neither router nor prompts are in adapter.safetensors"
-            raise CheckpointError(f"{Where(folder / 'adapter.json')}: {what}")
+            lacking = "neither router nor prompts are in adapter.safetensors"
+            raise CheckpointError(f"{place}: bank {facts['bank']!r}, but {lacking}")
         return Adapter(
             task,
             facts["method"],
@@ -121,11 +122,11 @@ def load_adapter(folder: Path | str) -> Adapter:
             facts["injection"],
             tensors,
             facts["facts"],
-            _answer_length(facts.get("answer_length"), folder / "adapter.json"),
-            _label_offsets(facts.get("label_offsets"), task.labels, folder / "adapter.json"),
+            _answer_length(facts.get("answer_length"), place),
+            _label_offsets(facts.get("label_offsets"), task.labels, place),
         )
     except KeyError as error:
-        raise CheckpointError(f"{Where(folder / 'adapter.json')}: key {error} is missing") from error
+        raise CheckpointError(f"{place}: key {error} is missing") from error
 
 
 def _answer_length(value: Any, path: Path) -> AnswerLength | None:
