@@ -127,6 +127,13 @@ def test_dev_rows_that_are_train_rows_are_told(base: Base, tmp_path: Path) -> No
     json.loads(result.stdout)
 
 
+def test_columns_that_are_not_read_are_told(base: Base, tmp_path: Path) -> None:
+    rows = [f"{number},{row}" for number, row in enumerate(GOOD.splitlines())]
+    rows[0] = "number" + rows[0][1:]
+    result = tune(tmp_path, base, "\n".join(rows))
+    assert result.exit_code == 0 and "columns that are not read: number\n" in result.stderr
+
+
 def test_refit_learns_from_all_rows_where_a_method_can(base: Base, tmp_path: Path) -> None:
     result = tune(tmp_path, base, GOOD, "--refit", "--json")
     assert result.exit_code == 0, result.output

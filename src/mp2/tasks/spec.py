@@ -179,6 +179,16 @@ class TaskSpec(_Strict):
         """Column of the data that fills a template field."""
         return self.fields.get(field, field)
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the data that are read, the options' and the answer's among them."""
+        read = set(map(self.column, self.template_fields))
+        if self.spans_context:
+            return frozenset(read | {self.answer} | ({self.answer_start} if self.answer_start else set()))
+        if self.family == "choice":
+            read |= {self.options} if isinstance(self.options, str) else set(self.options)
+        return frozenset(read | {self.label})
+
     def verbalised(self, name: str) -> TaskSpec:
         """The same task in another of its wordings; ``default`` is the task itself.
 
