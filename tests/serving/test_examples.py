@@ -102,6 +102,13 @@ def test_repetitions_contradictions_and_long_texts_are_pointed_out() -> None:
     assert warnings["long"] == {"count": 2, "window": 128}
 
 
+def test_columns_that_are_not_read_are_pointed_out_where_no_task_file_chose_them() -> None:
+    rows = [{"text": f"话{n}", "label": "好坏"[n % 2], "id": n} for n in range(20)]
+    _, report = look(rows=rows)
+    assert [w["values"] for w in report["warnings"]] == [{"columns": "id"}]
+    assert not look(rows=rows, task_file=report["task_file"])[1]["warnings"]
+
+
 def test_more_labels_than_a_prompt_can_hold_are_refused() -> None:
     rows = [{"text": "好", "label": f"种类{chr(0x4E00 + n)}"} for n in range(201)]
     checked, report = look(rows=rows, most=300)

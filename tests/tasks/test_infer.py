@@ -8,7 +8,7 @@ import pytest
 
 from mp2.errors import TaskError
 from mp2.tasks import catalogue
-from mp2.tasks.infer import dump_task, infer_task
+from mp2.tasks.infer import dump_task, infer_task, unread_columns
 from mp2.tasks.render import render
 from mp2.tasks.spec import TaskSpec, parse_task
 
@@ -179,6 +179,21 @@ def test_a_position_in_the_alphabet_is_no_label_of_an_inferred_task(labels: tupl
 def test_label_order_does_not_depend_on_the_rows() -> None:
     table = rows("text,label", ("a", "物流"), ("b", "退款"), ("c", "账号"))
     assert infer_task(table, "t") == infer_task(table[::-1], "t")
+
+
+@pytest.mark.parametrize(
+    ("table", "unread"),
+    [
+        (rows("id,text,label", (1, "很好", "好"), (2, "很差", "差")), ["id"]),
+        (rows("sentence1,sentence2,label,target", ("a", "b", "0", "c"), ("a", "c", "1", "d")), ["target"]),
+        (rows("context,question,answer,answer_strat", ("下雨", "天气", "雨", 1)), ["answer_strat"]),
+        (rows("context,question,answer,answer_start", ("下雨", "天气", "雨", 1)), []),
+        (rows("question,option_a,option_b,label,why", ("天气", "雨", "雪", "A", "冷")), ["why"]),
+        (rows("sentence,target", ("这家店很好", "店")), []),
+    ],
+)
+def test_columns_that_say_nothing_to_the_task_are_found(table: Rows, unread: list[str]) -> None:
+    assert unread_columns(infer_task(table, "t"), table) == unread
 
 
 def test_a_name_without_latin_letters_becomes_a_valid_one() -> None:

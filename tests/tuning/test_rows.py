@@ -10,7 +10,7 @@ import pytest
 from mp2.errors import DataError, TaskError
 from mp2.tasks.render import MRCExample, render
 from mp2.tasks.spec import TaskSpec
-from mp2.tuning.rows import hold_out, labelled_rows, unread_columns
+from mp2.tuning.rows import hold_out, labelled_rows
 
 MOODS = TaskSpec(name="moods", family="classification", labels=("正面", "负面"))
 
@@ -44,25 +44,6 @@ def test_a_row_without_a_text_is_refused_also_where_there_may_be_no_answer(tmp_p
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     with pytest.raises(TaskError, match=r"rows\.jsonl:2: its text is empty"):
         labelled_rows(file, None)
-
-
-@pytest.mark.parametrize(
-    ("table", "unread"),
-    [
-        ("id,text,label\n1,很好,好\n2,很差,差\n", ["id"]),
-        ("sentence1,sentence2,label,target\n好,好,相似,店\n好,差,矛盾,店\n", ["target"]),
-        ("context,question,answer,answer_strat\n下雨了。,天气,下雨,0\n", ["answer_strat"]),
-        ("context,question,answer,answer_start\n下雨了。,天气,下雨,0\n", []),
-        ("question,option_a,option_b,label,why\n天气,雨,雪,A,冷\n", ["why"]),
-        ("sentence,target\n这家店很好,店\n", []),
-    ],
-)
-def test_columns_that_say_nothing_to_the_task_are_found(
-    tmp_path: Path, table: str, unread: list[str]
-) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text(table, encoding="utf-8")
-    assert unread_columns(file, labelled_rows(file, None)[0]) == unread
 
 
 def test_of_every_label_there_is_one_on_either_side_or_it_is_refused() -> None:

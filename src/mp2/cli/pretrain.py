@@ -244,6 +244,7 @@ def pretrain(
     """Pre-train a bank of modular prompts on many tasks with the encoder frozen (step 2)."""
     from mp2.data.prepare import prepare_suites
     from mp2.errors import ConfigError
+    from mp2.model.bank import slots_of
     from mp2.model.checkpoint import load_base
     from mp2.model.router import Routing
     from mp2.runtime import check_room, default_device
@@ -258,7 +259,6 @@ def pretrain(
         injection, length = continued.bank.config.injection, continued.bank.config.length
     elif injection is None:
         injection = "prefix" if depth == "deep" else "add"
-    reserve = length if injection == "add" else 0
     loop = cosine(
         steps,
         accumulate=accumulate,
@@ -285,7 +285,9 @@ def pretrain(
         loop=loop,
         seed=seed,
     )
-    tasks = prepare_suites(suite, root, loaded.encoder(reserve), cache, splits=("train", "dev"))
+    tasks = prepare_suites(
+        suite, root, loaded.encoder(slots_of(injection, length)), cache, splits=("train", "dev")
+    )
     bank = pretrain_prompts(loaded, tasks, config, out, start=continued)
     score = bank.facts["dev"].get("score", float("nan"))
     _say(f"bank {name}: dev {score:.4f} after {bank.facts['steps']} steps; {out / 'bank'}")

@@ -55,12 +55,14 @@ def tune(
     from mp2.runtime import check_folder, default_device, heavy_imports
 
     with heavy_imports():
+        from mp2.data.readers import read_table
         from mp2.evaluation.settings import with_settings
         from mp2.model.checkpoint import load_base
+        from mp2.tasks.infer import unread_columns
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
         from mp2.tuning.refit import check_refit
         from mp2.tuning.refit import refit as learn_again
-        from mp2.tuning.rows import hold_out, labelled_rows, shared, unread_columns
+        from mp2.tuning.rows import hold_out, labelled_rows, shared
         from mp2.tuning.tune import check_calibrate
         from mp2.tuning.tune import tune as run
 
@@ -85,7 +87,7 @@ def tune(
     base = load_base(model, default_device())
     if not json_:
         _tell_plan(base, spec, row, len(examples), len(dev_examples))
-        if task is None and (unread := unread_columns(train, spec)):
+        if task is None and (unread := unread_columns(spec, (cells for _, cells in read_table(train)))):
             _say(f"columns that are not read: {', '.join(unread)}")
     progress = None if json_ else _show
     try:

@@ -27,7 +27,7 @@ from torch.export import Dim
 from mp2.errors import ConfigError
 from mp2.model.attention import Prefix
 from mp2.model.backbone import Backbone
-from mp2.model.bank import Injection
+from mp2.model.bank import Injection, slots_of
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import SpanHead
 from mp2.runtime import whole_folder, write_json, write_whole
@@ -167,7 +167,7 @@ def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file:
         "head_bias": torch.zeros(2, 2, device=device),
         "task": torch.tensor([0, 1, 1], device=device),
     }
-    most = backbone.max_length - (length if injection == "add" else 0)
+    most = backbone.max_length - slots_of(injection, length)
     # [CLS], a token and [SEP] at least: what comes after [CLS] must be seen to be no axis of length 1
     windows, tasks, tokens = Dim("windows"), Dim("tasks"), Dim("tokens", min=3, max=most)
     axes: dict[str, dict[int, Any]] = {

@@ -19,6 +19,11 @@ Depth = Literal["deep", "shallow"]
 Injection = Literal["prefix", "add"]
 
 
+def slots_of(injection: Injection, length: int) -> int:
+    """Positions of a window that a prompt of P vectors takes from the text: all P, or none as a prefix."""
+    return length if injection == "add" else 0
+
+
 @dataclass(frozen=True, slots=True)
 class BankConfig:
     """Shape and form of a bank.

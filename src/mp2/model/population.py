@@ -30,7 +30,7 @@ from torch import Tensor
 from mp2.data.batch import MRCBatch
 from mp2.errors import ConfigError
 from mp2.model import frozen
-from mp2.model.bank import Injection
+from mp2.model.bank import Injection, slots_of
 from mp2.model.flat_attention import absorb, attend, heads, join, merge, scale
 from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import MRCModel
@@ -85,7 +85,7 @@ class Population:
             else:
                 hidden, mask = backbone.embed(batch.ids), batch.mask
             self._inputs = [hidden[mask]]
-        slots = length if injection == "add" else 0
+        slots = slots_of(injection, length)
         self._picks = wanted[mask].nonzero()[:, 0]
         self._windows = Windows(mask.sum(dim=1).tolist(), self._picks, slots)
         # where a picked token stands in the (B, T) of the batch, which has no slots

@@ -22,7 +22,7 @@ from mp2.data.encode import Encoder
 from mp2.data.readers import read_table
 from mp2.errors import DataError, Mp2Error, TaskError
 from mp2.serving.schemas import OPTIONS, TEXT_CHARACTERS
-from mp2.tasks.infer import dump_task, infer_task
+from mp2.tasks.infer import dump_task, infer_task, unread_columns
 from mp2.tasks.render import MRCExample, Segment, blank, render
 from mp2.tasks.spec import TaskSpec, parse_task
 from mp2.tuning.rows import hold_out
@@ -132,7 +132,7 @@ def check(
             checked.examples.append(example)
             cut += encoded.cut
     checked.problems.sort(key=lambda problem: problem.row or 0)
-    _warn(checked, cut, encoder.room)
+    _warn(checked, cut, encoder.room, inferred=task_file is None)
     return checked
 
 
@@ -267,7 +267,7 @@ def _counts(examples: Sequence[MRCExample]) -> dict[str, int]:
     return {"": len(examples)} if examples else {}
 
 
-def _warn(checked: Checked, cut: int, window: int) -> None:
+def _warn(checked: Checked, cut: int, window: int, *, inferred: bool) -> None:
     task, examples = checked.task, checked.examples
     assert task is not None
 
@@ -293,6 +293,8 @@ def _warn(checked: Checked, cut: int, window: int) -> None:
     contradicted = sum(len(found) > 1 for found in answers.values())
     if contradicted:
         warn("contradicted", "{count} texts stand there with different answers", count=contradicted)
+    if inferred and (unread := unread_columns(task, checked.rows)):
+        warn("unread", "columns that are not read: {columns}", columns=", ".join(unread))
     if cut:
         warn(
             "long",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mp2.errors import CheckpointError, Mp2Error
 from mp2.model.backbone import Backbone
-from mp2.model.bank import Injection, PromptBank
+from mp2.model.bank import Injection, PromptBank, slots_of
 from mp2.model.checkpoint import Base
 from mp2.model.mrc import Heads, SpanHead
 from mp2.model.router import router_weights
@@ -56,7 +56,7 @@ class Ready:
     @property
     def reserve(self) -> int:
         """Positions that the prompt takes from the text."""
-        return self.shape[1] if self.shape is not None and self.composed.injection == "add" else 0
+        return 0 if self.shape is None else slots_of(self.composed.injection, self.shape[1])
 
 
 class Mixer:

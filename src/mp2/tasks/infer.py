@@ -88,6 +88,12 @@ def infer_task(rows: Rows, name: str) -> TaskSpec:
     )
 
 
+def unread_columns(task: TaskSpec, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Columns of a table that the task takes nothing from, in their order."""
+    columns = dict.fromkeys(chain.from_iterable(rows))
+    return [column for column in columns if column not in task.columns]
+
+
 def _choice(rows: Rows, columns: Sequence[str]) -> dict[str, Any] | None:
     options: Any = _find(columns, OPTIONS)
     if options is None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from mp2.errors import CheckpointError, ConfigError, Where, first_line, nearest
 from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
-from mp2.model.bank import Injection
+from mp2.model.bank import Injection, slots_of
 from mp2.model.checkpoint import DEFAULT_BASE, Base, read_json, read_tensors
 from mp2.model.label_offsets import LabelOffsets
 from mp2.model.low_rank import add_pairs
@@ -197,7 +197,7 @@ class Composed:
     @property
     def reserve(self) -> int:
         """Positions of a window that the prompts take from the text."""
-        return self.prompts.shape[1] if self.prompts is not None and self.injection == "add" else 0
+        return 0 if self.prompts is None else slots_of(self.injection, self.prompts.shape[1])
 
 
 def base_of(adapter: Adapter) -> str | None:

@@ -50,16 +50,6 @@ def labelled_rows(path: Path, task: TaskSpec | str | None) -> tuple[TaskSpec, li
     return task, [render(task, row, where=where) for where, row in located]
 
 
-def unread_columns(path: Path, task: TaskSpec) -> list[str]:
-    """Columns of a user's file that the task takes nothing from, in their order.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    columns = dict.fromkeys(column for _, row in read_table(path) for column in row)
-    return [column for column in columns if column not in task.columns]
-
-
 def _check_texts(task: TaskSpec, located: Sequence[tuple[Where, dict[str, Any]]], purpose: str) -> None:
     for where, row in located:
         if blank(task, render(task, row, where=where, labelled=False)):

@@ -16,6 +16,7 @@ import torch
 
 from mp2.errors import ConfigError, SearchError
 from mp2.model.answer_length import answer_length
+from mp2.model.bank import slots_of
 from mp2.model.checkpoint import Base
 from mp2.runtime import Precision, autocast, seed_everything, version_facts
 from mp2.tasks.render import MRCExample
@@ -129,7 +130,7 @@ def tune(
     begin = time.monotonic()
     seed_everything(seed)
     state = TaskState(base, method, seed, classes=len(task.labels))
-    reserve = state.bank.config.length if state.bank and state.injection == "add" else 0
+    reserve = slots_of(state.injection, state.bank.config.length) if state.bank else 0
     shots, dev_shots = encode_shots(base, train, reserve), encode_shots(base, dev or (), reserve)
     state.answer_length = answer_length(shots.rows)
     with autocast(base.device, precision):
