@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from mp2.errors import ConfigError
-from mp2.model.answers import Answer, answer_rows
+from mp2.model.answers import Answer
 from mp2.model.checkpoint import Base
-from mp2.model.mrc import MRCModel
 from mp2.model.probe import ProbeHead
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import MRCExample, render
@@ -30,7 +29,7 @@ from mp2.tuning.tune import encode_shots, tune
 from tests.tuning.rows import full_base, short_methods
 from tests.tuning.shots import BAD, GOOD, review_rows, review_task, span_rows, span_task
 
-GROUPS: tuple[GroupName, ...] = ("backbone", "head", "prompts", "z", "router", "lora", "probe")
+GROUPS: tuple[GroupName, ...] = get_args(GroupName)
 ROWS = pytest.mark.parametrize("method", short_methods(), ids=lambda method: method.name)
 
 
@@ -87,17 +86,7 @@ def _answers(adapter: Adapter, base: Base) -> list[Answer]:
     task = review_task()
     examples = [example for part in review_rows(task) for example in part]
     composed = compose(adapter, base)
-    prompts = None if composed.prompts is None else composed.prompts[None]
-    reserve = composed.prompts.shape[1] if composed.prompts is not None and composed.injection == "add" else 0
-    return answer_rows(
-        MRCModel(composed.backbone, composed.head),
-        encode_shots(base, examples, reserve).rows,
-        [example.context for example in examples],
-        [example.options for example in examples],
-        prompts,
-        injection=composed.injection,
-        offsets=[composed.label_offsets],
-    )
+    return composed.answers(examples, encode_shots(base, examples, composed.reserve).rows)
 
 
 def _tune(base: Base, method: Method, seed: int = 3) -> Adapter:
@@ -217,7 +206,7 @@ def test_the_classifier_is_the_best_there_is(strength: float) -> None:
     assert weight.grad is not None and float(weight.grad.abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["model-tuning", "p-tuning-v2", "poly", "mp2-deep-gd", "head-only"])
+@pytest.mark.parametrize("name", ["model-tuning", "p-tuning-v2", "poly", "mp2-deep-gd", "mp2-deep-labels"])
 def test_the_train_loss_falls(name: str, full: Base) -> None:
     row = get_method(name)
     last = row.stages[-1]

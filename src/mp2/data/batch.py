@@ -29,6 +29,7 @@ class MRCBatch:
         options: ``(S, 3)`` window, first and last token of each option.
         option_row: ``(S,)`` row of each option.
         option_index: ``(S,)`` index of each option within its row.
+        token_option: ``(B, T)`` index of the option that a token is part of; -1 where it is of none.
         option_offset: ``(S,)`` what is added to the score of each option (``mp2.model.label_offsets``).
         context: ``(B, 2)`` first and last token of the searchable context; -1 where there is none.
         no_answer: ``(B, 2)`` span of the words that mean "no answer"; -1 where there are none.
@@ -48,6 +49,7 @@ class MRCBatch:
     options: Tensor
     option_row: Tensor
     option_index: Tensor
+    token_option: Tensor
     option_offset: Tensor
     context: Tensor
     no_answer: Tensor
@@ -89,6 +91,7 @@ def collate(
     width = max(len(window.ids) for _, window in windows)
     ids = np.full((len(windows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(windows), width), dtype=bool)
+    token_option = np.full((len(windows), width), -1, dtype=np.int64)
     nowhere = (-1, -1)
     options, option_row, option_index, option_offset, gold = [], [], [], [], []
     for b, (r, window) in enumerate(windows):
@@ -97,6 +100,7 @@ def collate(
         mask[b, : len(window.ids)] = True
         for index, first, last in window.options:
             options.append((b, first, last))
+            token_option[b, first : last + 1] = index
             option_row.append(r)
             option_index.append(index)
             option_offset.append(added[index] if added else 0.0)
@@ -110,6 +114,7 @@ def collate(
         options=torch.tensor(options, dtype=torch.long).reshape(-1, 3),
         option_row=torch.tensor(option_row, dtype=torch.long),
         option_index=torch.tensor(option_index, dtype=torch.long),
+        token_option=torch.from_numpy(token_option),
         option_offset=torch.tensor(option_offset),
         context=torch.tensor([window.context or nowhere for _, window in windows]).reshape(-1, 2),
         no_answer=torch.tensor([window.no_answer or nowhere for _, window in windows]).reshape(-1, 2),

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mp2.errors import CheckpointError, ConfigError
-from mp2.model.answers import answer_rows
 from mp2.model.checkpoint import Base, TrainedBank
-from mp2.model.mrc import MRCModel
 from mp2.model.router import router_weights
 from mp2.tasks.metrics import score
 from mp2.tasks.render import MRCExample
@@ -168,19 +166,9 @@ def knockouts(
     composed = compose(adapter, base)
     weights = router_weights(adapter.tensors["router"].to(base.device)[None], bank.routing)
     rows = encode_shots(base, examples, composed.reserve).rows
-    model = MRCModel(composed.backbone, composed.head)
 
     def measured(mix: Tensor) -> float:
-        answers = answer_rows(
-            model,
-            rows,
-            [example.context for example in examples],
-            [example.options for example in examples],
-            bank.bank.compose(mix),
-            injection=composed.injection,
-            lengths=[composed.answer_length],
-            offsets=[composed.label_offsets],
-        )
+        answers = replace(composed, prompts=bank.bank.compose(mix)[0]).answers(examples, rows)
         golds = [example.gold_texts for example in examples]
         return score(adapter.task.metric or "accuracy", [answer.text for answer in answers], golds)
 

@@ -17,9 +17,7 @@ from mp2.data.cache import content_key
 from mp2.data.encode import Encoder
 from mp2.data.prepare import PreparedTask
 from mp2.data.sampling import few_shot
-from mp2.model.answers import answer_rows
 from mp2.model.checkpoint import Base
-from mp2.model.mrc import MRCModel
 from mp2.tasks.metrics import METRICS
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec
@@ -97,16 +95,7 @@ def test_scores(adapter: Adapter, base: Base, task: FewShotTask) -> list[float]:
     """Score of every test row under an adapter, in [0, 1]."""
     composed = compose(adapter, base)
     test = task.test(composed.reserve)
-    answers = answer_rows(
-        MRCModel(composed.backbone, composed.head),
-        test.rows,
-        [example.context for example in test.examples],
-        [example.options for example in test.examples],
-        None if composed.prompts is None else composed.prompts[None],
-        injection=composed.injection,
-        lengths=[composed.answer_length],
-        offsets=[composed.label_offsets],
-    )
+    answers = composed.answers(test.examples, test.rows)
     one = METRICS[task.spec.metric or "accuracy"]
     return [
         one(answer.text, example.gold_texts) for answer, example in zip(answers, test.examples, strict=True)

@@ -77,6 +77,11 @@ def export_peft(adapter: Adapter, base: Base, folder: Path, *, replace: bool = F
             f"adapter of method {adapter.method!r}: expected a deep prompt and the base's own encoder: PEFT's"
             " prefix tuning holds nothing else"
         )
+    if composed.labels is not None:
+        raise ConfigError(
+            f"adapter of method {adapter.method!r}: its label words have vectors of their own, for which"
+            " PEFT's prefix tuning has no place"
+        )
     if is_cpt(base.source):
         raise ConfigError(f"PEFT would load {base.name} as BART, not as the encoder that was tuned")
     layers, length, hidden = composed.prompts.shape

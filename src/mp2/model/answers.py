@@ -55,6 +55,7 @@ def answer_rows(
     *,
     injection: Injection = "prefix",
     heads: Heads | None = None,
+    labels: Tensor | None = None,
     lengths: Sequence[AnswerLength | None] | None = None,
     offsets: Sequence[LabelOffsets] | None = None,
     tokens: int | None = None,
@@ -71,6 +72,7 @@ def answer_rows(
         which: Prompt (and head) of each row, or one index for all.
         injection: How prompts enter a layer.
         heads: Span heads of the N tasks; the model's own for all when None.
+        labels: ``(N, C, H)`` vectors of their label words; None for none.
         lengths: Length of the answers of the N tasks, where it is known.
         offsets: What is added to the scores of the labels of the N tasks; empty for none.
         tokens: Padded tokens a forward may hold; what suits the device when None.
@@ -94,6 +96,7 @@ def answer_rows(
             prompts if prompts is None or len(used) == len(prompts) else prompts[used],
             injection,
             heads and (heads[0][used], heads[1][used]),
+            labels if labels is None or len(used) == len(labels) else labels[used],
             options_only=True,
         )
         found = read_answers(

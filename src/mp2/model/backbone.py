@@ -118,6 +118,7 @@ class Backbone(nn.Module):
         mask: Tensor,
         prompts: Prompts | None = None,
         *,
+        added: Tensor | None = None,
         picks: Tensor | None = None,
         full: bool | None = None,
     ) -> Tensor:
@@ -127,6 +128,7 @@ class Backbone(nn.Module):
             ids: ``(B, T)``.
             mask: ``(B, T)`` bool, True on real tokens.
             prompts: Composed prompts, or None for the bare encoder.
+            added: ``(B, T, H)`` what is added to the states at the input of layer 0, or None.
             picks: ``(B, W)`` tokens whose states are wanted; all of them when None.
             full: Whether no row is padded; found out from the mask when None.
 
@@ -135,11 +137,14 @@ class Backbone(nn.Module):
             any injection.
         """
         if prompts is None or prompts.injection == "prefix":
-            return self.run(self.embed(ids), mask, prompts, picks=picks, full=full)
+            return self.run(_plus(self.embed(ids), added), mask, prompts, picks=picks, full=full)
+        if added is not None:
+            slots = added.new_zeros(len(ids), prompts.length, added.shape[2])
+            added = torch.cat([added[:, :1], slots, added[:, 1:]], dim=1)
         ids, mask = self.with_slots(ids, mask, prompts.length)
         if picks is not None:
             picks = torch.where(picks > 0, picks + prompts.length, picks)
-        hidden = self.run(self.embed(ids), mask, prompts, picks=picks, full=full)
+        hidden = self.run(_plus(self.embed(ids), added), mask, prompts, picks=picks, full=full)
         if picks is not None:
             return hidden
         return torch.cat([hidden[:, :1], hidden[:, 1 + prompts.length :]], dim=1)
@@ -241,6 +246,10 @@ class Backbone(nn.Module):
             output = layer(hidden, mask, **extra)
         states: Tensor = output[0] if isinstance(output, tuple) else output
         return states
+
+
+def _plus(hidden: Tensor, added: Tensor | None) -> Tensor:
+    return hidden if added is None else hidden + added.to(hidden.dtype)
 
 
 def load_tokenizer(path: Path | str) -> Any:

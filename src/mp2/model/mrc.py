@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mp2.data.batch import MRCBatch
 from mp2.model.backbone import Backbone, Prompts
 from mp2.model.bank import Injection
+from mp2.model.label_vectors import added_states
 from mp2.model.probe import ProbeHead
 
 Heads = tuple[Tensor, Tensor]
@@ -47,6 +48,7 @@ class MRCModel(nn.Module):
         prompts: Tensor | None = None,
         injection: Injection = "prefix",
         heads: Heads | None = None,
+        labels: Tensor | None = None,
         *,
         options_only: bool = False,
     ) -> Tensor:
@@ -58,6 +60,8 @@ class MRCModel(nn.Module):
                 :meth:`Backbone.prefix_states` made of them, or None.
             injection: How prompts enter a layer.
             heads: Heads of N tasks, chosen by ``batch.prompt`` too; this model's own head for all when None.
+            labels: ``(N, C, H)`` vectors of N tasks' label words (:mod:`mp2.model.label_vectors`), chosen by
+                ``batch.prompt`` too; None for none.
             options_only: Whether only options will be compared: then the last layer runs for their first and
                 last tokens alone. Shares and losses of options stay as they are, since the sum over all
                 tokens that they are divided by is the same for all options of a row.
@@ -69,7 +73,10 @@ class MRCModel(nn.Module):
         composed = Prompts(prompts, rows, injection) if prompts is not None else None
         few = options_only and batch.asked.shape[1] > 0 and not isinstance(self.head, ProbeHead)
         picks = batch.asked.clamp_min(0) if few else None
-        hidden: Tensor = self.backbone(batch.ids, batch.mask, composed, picks=picks, full=batch.full)
+        added = None if labels is None else added_states(batch, labels)
+        hidden: Tensor = self.backbone(
+            batch.ids, batch.mask, composed, added=added, picks=picks, full=batch.full
+        )
         if isinstance(self.head, ProbeHead):
             return self.head.logits(hidden, batch)
         with torch.autocast(hidden.device.type, enabled=False):  # logits of bf16 would tie where none should

@@ -22,6 +22,7 @@ from mp2.data.encode import Encoded, Encoder
 from mp2.errors import CheckpointError, Mp2Error, TaskError, Where, nearest
 from mp2.model.answers import EVAL_TOKENS, Answer, answer_rows
 from mp2.model.checkpoint import Base, load_base
+from mp2.model.label_vectors import stack
 from mp2.model.lanes import lanes_for, side_by_side
 from mp2.model.mrc import MRCModel
 from mp2.serving.ready import Mixer, Ready, heads_of, make_ready, prompts_of, read_adapter
@@ -248,6 +249,7 @@ class Predictor:
             which,
             injection=tasks[0].composed.injection,
             heads=heads_of(tasks),
+            labels=stack([task.composed.labels for task in tasks]),
             lengths=[task.composed.answer_length for task in tasks],
             offsets=[task.composed.label_offsets for task in tasks],
             tokens=self.tokens,

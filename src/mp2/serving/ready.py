@@ -198,7 +198,8 @@ def _whole(adapter: Adapter, base: Base) -> Ready:
 def _bytes(ready: Ready, base: Base) -> int:
     """Memory that only this adapter needs."""
     composed = ready.composed
-    tensors = [tensor for tensor in (composed.prompts, ready.weights) if tensor is not None]
+    known = (composed.prompts, composed.labels, ready.weights)
+    tensors = [tensor for tensor in known if tensor is not None]
     tensors += composed.head.parameters()
     if composed.backbone is not base.backbone:
         tensors += composed.backbone.parameters()

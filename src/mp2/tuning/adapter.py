@@ -20,18 +20,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mp2.data.encode import Encoded
 from mp2.errors import CheckpointError, ConfigError, Where, first_line, nearest
 from mp2.model.answer_length import AnswerLength
+from mp2.model.answers import Answer, answer_rows
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection, slots_of
 from mp2.model.checkpoint import DEFAULT_BASE, Base, read_json, read_tensors
 from mp2.model.label_offsets import LabelOffsets
 from mp2.model.low_rank import add_pairs
-from mp2.model.mrc import SpanHead
+from mp2.model.mrc import MRCModel, SpanHead
 from mp2.model.probe import ProbeHead
 from mp2.model.router import router_weights
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
+from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec, load_task
 
 
@@ -46,7 +49,7 @@ class Adapter:
         bank: Name of the bank in its base, or the folder of another, or None; ``bank_fingerprint`` likewise.
         injection: How its prompts enter a layer.
         tensors: ``router (L, K)``; or ``prompts (L, P, H)``; ``head.*`` or ``probe.*``; ``backbone.*``;
-            low-rank updates ``lora.*``.
+            low-rank updates ``lora.*``; vectors of the label words ``labels (C, H)``.
         facts: Seed, scores, curve, seconds, versions.
         answer_length: Length of the task's answers, where they are spans.
         label_offsets: What is added to the scores of its labels, where it has any.
@@ -85,6 +88,7 @@ class Adapter:
                     "bank_fingerprint": self.bank_fingerprint,
                     "injection": self.injection,
                     "answer_length": self.answer_length and asdict(self.answer_length),
+                    "labels": list(self.task.labels) if "labels" in self.tensors else [],
                     "label_offsets": labelled_offsets(self),
                     "facts": self.facts,
                 },
@@ -112,6 +116,8 @@ def load_adapter(folder: Path | str) -> Adapter:
         if facts["bank"] is not None and not {"router", "prompts"} & tensors.keys():
             lacking = "neither router nor prompts are in adapter.safetensors"
             raise CheckpointError(f"{place}: bank {facts['bank']!r}, but {lacking}")
+        if "labels" in tensors:
+            _check_places(facts.get("labels"), task.labels, place)
         return Adapter(
             task,
             facts["method"],
@@ -147,9 +153,8 @@ def _label_offsets(value: Any, labels: Sequence[str], path: Path) -> LabelOffset
     """In the order of the labels. A label that was reworded since keeps its place, and with it its number."""
     if value is None or value == {}:
         return ()
-    if isinstance(value, dict) and len(value) == len(labels) and value.keys() != set(labels):
-        moved = [a for a, b in zip(value, labels, strict=True) if a != b and a in labels]
-        value = value if moved else dict(zip(labels, value.values(), strict=True))
+    if isinstance(value, dict) and _in_place(list(value), labels):
+        value = dict(zip(labels, value.values(), strict=True))
     fits = isinstance(value, dict) and value.keys() == set(labels)
     if not fits or not all(type(number) is float and math.isfinite(number) for number in value.values()):
         raise CheckpointError(
@@ -157,6 +162,21 @@ def _label_offsets(value: Any, labels: Sequence[str], path: Path) -> LabelOffset
             f" got {value!r}"
         )
     return tuple(value[label] for label in labels)
+
+
+def _in_place(words: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether label words of before are those of now: as many, reworded perhaps, none in another's place."""
+    return len(words) == len(labels) and not any(
+        a != b and a in labels for a, b in zip(words, labels, strict=True)
+    )
+
+
+def _check_places(words: Any, labels: Sequence[str], path: Path) -> None:
+    if not isinstance(words, list) or not _in_place(words, labels):
+        raise CheckpointError(
+            f"{Where(path)}: labels: its label words have vectors, in the order {words!r}; the task file has"
+            f" {list(labels)}: keep their order"
+        )
 
 
 def labelled_offsets(adapter: Adapter) -> dict[str, float]:
@@ -185,6 +205,7 @@ class Composed:
         injection: How the prompts enter a layer.
         answer_length: Length of the task's answers, where they are spans.
         label_offsets: What is added to the scores of its labels, where it has any.
+        labels: ``(C, H)`` vectors of its label words, or None.
     """
 
     prompts: Tensor | None
@@ -193,11 +214,31 @@ class Composed:
     injection: Injection
     answer_length: AnswerLength | None = None
     label_offsets: LabelOffsets = ()
+    labels: Tensor | None = None
 
     @property
     def reserve(self) -> int:
         """Positions of a window that the prompts take from the text."""
         return 0 if self.prompts is None else slots_of(self.injection, self.prompts.shape[1])
+
+    def answers(self, examples: Sequence[MRCExample], rows: Sequence[Encoded]) -> list[Answer]:
+        """Answers to rows of this task alone.
+
+        Args:
+            examples: The rows, rendered.
+            rows: The same, encoded with room for the prompts (``reserve``).
+        """
+        return answer_rows(
+            MRCModel(self.backbone, self.head),
+            rows,
+            [example.context for example in examples],
+            [example.options for example in examples],
+            None if self.prompts is None else self.prompts[None],
+            injection=self.injection,
+            labels=None if self.labels is None else self.labels[None],
+            lengths=[self.answer_length],
+            offsets=[self.label_offsets],
+        )
 
 
 def base_of(adapter: Adapter) -> str | None:
@@ -264,7 +305,13 @@ def _composed(adapter: Adapter, base: Base) -> Composed:
     if pairs := _under(tensors, "lora."):
         backbone = copy.deepcopy(backbone)
         add_pairs(backbone, pairs)
-    return Composed(prompts, head, backbone, adapter.injection, adapter.answer_length, adapter.label_offsets)
+    labels = tensors.get("labels")
+    expected = (len(adapter.task.labels), backbone.hidden_size)
+    if labels is not None and labels.shape != expected:
+        raise ConfigError(f"labels: expected {expected}, got {tuple(labels.shape)}")
+    return Composed(
+        prompts, head, backbone, adapter.injection, adapter.answer_length, adapter.label_offsets, labels
+    )
 
 
 def _under(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

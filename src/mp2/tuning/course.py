@@ -60,10 +60,8 @@ def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
     found: list[Tensor] = []
     labels: list[Tensor] = []
     state.model.eval()
-    prompts = state.prompts()
     for batch in micro_batches(state, train.rows):
-        logits = state.model(batch, prompts, state.injection, options_only=True)
-        found += option_log_probs(logits, batch)
+        found += option_log_probs(state.logits(batch), batch)
         labels.append(batch.answer.cpu())
     return label_offsets(torch.stack(found), torch.cat(labels))
 
@@ -72,9 +70,9 @@ def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
 def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, float]:
     """Dev metric in [0, 1] and mean loss of the dev rows with an answer, from one forward of each row."""
     state.model.eval()
-    prompts, answers, total, known = state.prompts(), [""] * len(dev), 0.0, 0
+    answers, total, known = [""] * len(dev), 0.0, 0
     for group, batch in _grouped(state, dev.rows):
-        logits = state.model(batch, prompts, state.injection, options_only=True)
+        logits = state.logits(batch)
         losses, asked = row_losses(logits, batch, "option")
         total, known = total + float(losses.sum()), known + int(asked.sum())
         examples = [dev.examples[i] for i in group]

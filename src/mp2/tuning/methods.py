@@ -102,6 +102,13 @@ _TRANSFER = (
         about="deep MP2 from the best router of the known tasks, then router and prompts by gradient",
     ),
 )
+# Words that no upstream task has as a label say little to the frozen encoder: a vector at each tells it.
+_LABELS = Method(
+    "mp2-deep-labels",
+    (_ROUTER, Gradient({"labels": 0.1, "head": 0.003}, steps=40, eval_every=5)),
+    bank="deep",
+    about="deep MP2, router, then vectors of the label words and head, gradient",
+)
 _SHALLOW = Method(
     "mp2-shallow-gd",
     (_ROUTER, _PROMPTS),
@@ -223,6 +230,7 @@ METHODS: dict[str, Method] = {
         Method("zero-shot-base", (), about="the encoder and its head as they come; nothing tuned"),
         _DEEP,
         _DEEP.router_only(),
+        _LABELS,
         *_TRANSFER,
         _SHALLOW,
         _SHALLOW.router_only(),

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from mp2.errors import ConfigError, nearest
 
-GroupName = Literal["backbone", "head", "prompts", "z", "router", "lora", "probe"]
+GroupName = Literal["backbone", "head", "prompts", "z", "router", "labels", "lora", "probe"]
 # option: cross-entropy over the options; span: over all tokens (paper); hinge: margin between options;
 # metric: minus the task's metric
 SearchLoss = Literal["option", "span", "hinge", "metric"]

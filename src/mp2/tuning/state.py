@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mp2.data.batch import MRCBatch
 from mp2.errors import ConfigError
 from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Backbone
@@ -30,7 +31,7 @@ class TaskState:
         base: The frozen encoder.
         method: The row of the methods table.
         seed: Seed of fresh parameters.
-        classes: Labels of the task; for methods with a classifier.
+        classes: Labels of the task; for methods with a classifier, or with vectors of label words.
 
     Attributes:
         answer_length: Length of the task's answers, where they are spans.
@@ -57,6 +58,10 @@ class TaskState:
             c = self.bank.config
             noise = torch.rand(1, c.layers, c.modules, generator=generator)
             self.router = nn.Parameter(((2 * noise - 1) * 1e-3).to(base.device), requires_grad=False)
+        self.labels: nn.Parameter | None = None  # (1, C, H) vectors of the label words
+        if "labels" in method.groups and classes:
+            vectors = torch.zeros(1, classes, base.backbone.hidden_size, device=base.device)
+            self.labels = nn.Parameter(vectors, requires_grad=False)
         self.z: nn.Parameter | None = None  # (1, L, d); once it is there, prompts are its projection
         if method.start == "projection":
             self.fuse()
@@ -120,6 +125,8 @@ class TaskState:
         if group == "prompts":  # a factored bank (BBT's projection) has no prompts of its own to move
             dense = self.bank is not None and not self.bank.config.intrinsic
             return {"prompts": self.bank.prompts} if self.bank is not None and dense else {}
+        if group == "labels":
+            return {"vectors": self.labels} if self.labels is not None else {}
         if group == "z":
             return {"fused": self.z} if self.z is not None else {}
         if group == ("probe" if isinstance(self.head, ProbeHead) else "head"):
@@ -127,6 +134,13 @@ class TaskState:
         if group == "backbone":
             return dict(self.model.backbone.named_parameters())
         return {}
+
+    def logits(self, batch: MRCBatch) -> Tensor:
+        """Start and end logits ``(B, T, 2)`` as the state stands, of options alone where there are some."""
+        found: Tensor = self.model(
+            batch, self.prompts(), self.injection, labels=self.labels, options_only=True
+        )
+        return found
 
     def prompts(self) -> Tensor | None:
         """Composed prompts ``(1, L, P, H)``, differentiable in what moves; None without a bank."""

@@ -283,6 +283,8 @@ def _weights(state: TaskState, moved: Collection[GroupName]) -> dict[str, torch.
     if state.low_rank is None and (state.method.holds == "encoder" or "backbone" in moved):
         groups.append("backbone")
     tensors = state.snapshot(groups)
+    if state.labels is not None and "labels" in moved:
+        tensors["labels"] = state.labels.detach()[0].clone()
     if state.low_rank is not None:
         tensors |= {f"lora.{name}": value for name, value in state.low_rank.collapsed().items()}
     return tensors
