@@ -10,10 +10,12 @@ from mp2.export.graph import INPUTS, export_onnx
 from mp2.model.answer_length import AnswerLength
 from mp2.model.answers import answer_rows
 from mp2.model.checkpoint import Base, load_tokenizer, read_json, read_tensors
+from mp2.model.label_vectors import stack
 from mp2.model.mrc import MRCModel
 from mp2.serving.predictor import Predictor
 from mp2.tasks.render import render
 from mp2.tasks.spec import load_task
+from tests.micro import HIDDEN
 from tests.serving.kit import PAIRS, REVIEWS, ROWS, TARGETS, adapter
 
 pytest.importorskip("onnx")
@@ -28,8 +30,9 @@ class InRuntime(MRCModel):
         self.session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         assert tuple(item.name for item in self.session.get_inputs()) == INPUTS
 
-    def forward(self, batch, prompts, injection, heads, **more):  # type: ignore[no-untyped-def]
-        inputs = (batch.ids, batch.mask, prompts, *heads, batch.prompt[batch.window_row])
+    def forward(self, batch, prompts, injection, heads, labels, **more):  # type: ignore[no-untyped-def]
+        task = batch.prompt[batch.window_row]
+        inputs = (batch.ids, batch.mask, prompts, *heads, labels, batch.token_option, task)
         given = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
         return torch.from_numpy(self.session.run(None, given)[0])
 
@@ -41,6 +44,7 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
     if kind == "router":
         made["pairs"] = adapter(base, PAIRS, 7, "prompts")  # with a head of its own
     made["targets"].answer_length = AnswerLength(0.7, 0.3)
+    made["pairs"].tensors["labels"] = torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(3))
     made["reviews"].label_offsets = tuple(0.5 * i for i in range(len(REVIEWS.labels)))
     export_onnx(base, made.items(), tmp_path / "onnx")
     assert len(load_tokenizer(tmp_path / "onnx")) == len(base.tokenizer)
@@ -71,6 +75,7 @@ def test_onnxruntime_gives_the_same_answers(base: Base, tmp_path: Path, kind: st
         prompts,
         which=[names.index(name) for name, _ in asked],
         heads=(weights, biases),
+        labels=stack([item["labels"] for item in inputs]),
         lengths=[
             AnswerLength(**read_json(path)) if (path := folder / "answer_length.json").exists() else None
             for folder in folders

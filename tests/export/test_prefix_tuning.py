@@ -96,6 +96,14 @@ def test_what_peft_cannot_hold_is_refused(base: Base, tmp_path: Path, kind: str)
     assert not list(tmp_path.iterdir())
 
 
+def test_vectors_of_label_words_have_no_place_in_it(base: Base, tmp_path: Path) -> None:
+    made = adapter(base, REVIEWS, 3)
+    made.tensors["labels"] = torch.ones(3, HIDDEN)
+    with pytest.raises(ConfigError, match="label words have vectors of their own"):
+        export_peft(made, base, tmp_path / "peft")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_existing_folder_is_not_overwritten(base: Base, tmp_path: Path) -> None:
     (tmp_path / "peft").mkdir()
     with pytest.raises(CheckpointError, match="exists"):

@@ -37,7 +37,9 @@ def test_they_are_added_to_every_token_of_their_option_and_to_no_other() -> None
         own = [TWO, FOUR, None][int(batch.prompt[row])]
         if own is not None and index < len(own):
             expected[window, first : last + 1] = own[index]
-    torch.testing.assert_close(added_states(batch, vectors), expected)
+    torch.testing.assert_close(
+        added_states(batch.token_option, batch.prompt[batch.window_row], vectors), expected
+    )
     assert stack([None, None]) is None
 
 

@@ -1,10 +1,11 @@
 """Encoder and span head as one ONNX graph whose prompts and heads are inputs: one graph for all tasks.
 
-    encoder.onnx            ids, mask, prompts, heads, task of each window -> start and end logits
+    encoder.onnx            ids, mask, prompts, heads, vectors of label words, label of each token, task of
+                            each window -> start and end logits
     tokenizer...            the base's tokenizer
-    tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias); where answers
-                            are spans also answer_length.json (``mp2.model.answer_length``), where they are
-                            labels label_offsets.json (``mp2.model.label_offsets``)
+    tasks/<name>/           task.yaml and inputs.safetensors (prompts, head_weight, head_bias, labels); where
+                            answers are spans also answer_length.json (``mp2.model.answer_length``), where
+                            they are labels label_offsets.json (``mp2.model.label_offsets``)
 
 Decides the names and axes of inputs. Turning text into windows and logits into answers stays with
 ``mp2.data.encode`` and ``mp2.model.spans``.
@@ -29,12 +30,13 @@ from mp2.model.attention import Prefix
 from mp2.model.backbone import Backbone
 from mp2.model.bank import Injection, slots_of
 from mp2.model.checkpoint import Base
+from mp2.model.label_vectors import added_states
 from mp2.model.mrc import SpanHead
 from mp2.runtime import whole_folder, write_json, write_whole
 from mp2.tasks.infer import dump_task
 from mp2.tuning.adapter import Adapter, answer_files, compose
 
-INPUTS = ("ids", "mask", "prompts", "head_weight", "head_bias", "task")
+INPUTS = ("ids", "mask", "prompts", "head_weight", "head_bias", "labels", "option", "task")
 OPSET = 18
 
 
@@ -51,7 +53,15 @@ class Graph(nn.Module):
         self.backbone, self.injection = backbone, injection
 
     def forward(
-        self, ids: Tensor, mask: Tensor, prompts: Tensor, head_weight: Tensor, head_bias: Tensor, task: Tensor
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        prompts: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor,
+        labels: Tensor,
+        option: Tensor,
+        task: Tensor,
     ) -> Tensor:
         """Start and end logits ``(B, T, 2)``.
 
@@ -61,17 +71,17 @@ class Graph(nn.Module):
             prompts: ``(N, L, P, H)``.
             head_weight: ``(N, 2, H)``.
             head_bias: ``(N, 2)``.
+            labels: ``(N, C, H)`` vectors of the label words; zeros for none.
+            option: ``(B, T)`` int64, index of the label that a token is part of, -1 for none.
             task: ``(B,)`` int64, which of the N tasks each window belongs to.
         """
-        hidden = (
-            self._prefix(ids, mask, prompts, task)
-            if self.injection == "prefix"
-            else (self._add(ids, mask, prompts, task))
-        )
+        added = added_states(option, task, labels)
+        run = self._prefix if self.injection == "prefix" else self._add
+        hidden = run(ids, mask, added, prompts, task)
         return torch.baddbmm(head_bias[task][:, None], hidden, head_weight[task].transpose(1, 2))
 
-    def _prefix(self, ids: Tensor, mask: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
-        hidden = self.backbone.embed(ids)
+    def _prefix(self, ids: Tensor, mask: Tensor, added: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
+        hidden = self.backbone.embed(ids) + added
         seen = torch.ones_like(prompts[:, 0, :, 0], dtype=torch.bool)[task]  # (B, P)
         keys = torch.cat([seen, mask], dim=1)[:, None, None, :]
         for index, layer in enumerate(self.backbone.layers):
@@ -79,17 +89,18 @@ class Graph(nn.Module):
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
-    def _add(self, ids: Tensor, mask: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
+    def _add(self, ids: Tensor, mask: Tensor, added: Tensor, prompts: Tensor, task: Tensor) -> Tensor:
         # as Backbone.with_slots does, without len(), which would fix the number of windows in the graph
         length = prompts.shape[2]
         slots = ids.new_full((ids.shape[0], length), self.backbone.slot_id)
         ids = torch.cat([ids[:, :1], slots, ids[:, 1:]], dim=1)
         mask = torch.cat([mask[:, :1], torch.ones_like(slots, dtype=torch.bool), mask[:, 1:]], dim=1)
-        hidden, keys = self.backbone.embed(ids), mask[:, None, None, :]
+        added = torch.cat([added[:, :1], torch.zeros_like(prompts[:, 0])[task], added[:, 1:]], dim=1)
+        hidden, keys = self.backbone.embed(ids) + added, mask[:, None, None, :]
         for index, layer in enumerate(self.backbone.layers):
             if index < prompts.shape[1]:
-                added = hidden[:, 1 : 1 + length] + prompts[:, index][task]
-                hidden = torch.cat([hidden[:, :1], added, hidden[:, 1 + length :]], dim=1)
+                filled = hidden[:, 1 : 1 + length] + prompts[:, index][task]
+                hidden = torch.cat([hidden[:, :1], filled, hidden[:, 1 + length :]], dim=1)
             output = layer(hidden, keys)
             hidden = output[0] if isinstance(output, tuple) else output
         return torch.cat([hidden[:, :1], hidden[:, 1 + length :]], dim=1)
@@ -131,10 +142,14 @@ def export_onnx(
         base.tokenizer.save_pretrained(str(aside))
         for name, adapter, ready in composed:
             assert ready.prompts is not None
+            vectors = ready.labels
+            if vectors is None:
+                vectors = ready.prompts.new_zeros(max(1, len(adapter.task.labels)), ready.prompts.shape[-1])
             inputs = {
                 "prompts": ready.prompts,
                 "head_weight": ready.head.weight,
                 "head_bias": ready.head.bias,
+                "labels": vectors,
             }
             (aside / "tasks" / name).mkdir(parents=True)
             save_file(
@@ -165,17 +180,22 @@ def write_graph(backbone: Backbone, prompts: Tensor, injection: Injection, file:
         "prompts": torch.zeros(2, layers, length, hidden, device=device),
         "head_weight": torch.zeros(2, 2, hidden, device=device),
         "head_bias": torch.zeros(2, 2, device=device),
+        "labels": torch.zeros(2, 3, hidden, device=device),
+        "option": torch.ones(3, 11, dtype=torch.long, device=device),
         "task": torch.tensor([0, 1, 1], device=device),
     }
     most = backbone.max_length - slots_of(injection, length)
     # [CLS], a token and [SEP] at least: what comes after [CLS] must be seen to be no axis of length 1
     windows, tasks, tokens = Dim("windows"), Dim("tasks"), Dim("tokens", min=3, max=most)
+    labels = Dim("labels")
     axes: dict[str, dict[int, Any]] = {
         "ids": {0: windows, 1: tokens},
         "mask": {0: windows, 1: tokens},
         "prompts": {0: tasks},
         "head_weight": {0: tasks},
         "head_bias": {0: tasks},
+        "labels": {0: tasks, 1: labels},
+        "option": {0: windows, 1: tokens},
         "task": {0: windows},
     }
     noisy = logging.getLogger("torch.onnx")

@@ -16,24 +16,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mp2.data.batch import MRCBatch
 
-
-def added_states(batch: MRCBatch, vectors: Tensor) -> Tensor:
+def added_states(option: Tensor, task: Tensor, vectors: Tensor) -> Tensor:
     """What is added to the state of each token: its label's vector, nothing where it belongs to no label.
 
     Args:
-        batch: B windows; ``batch.prompt`` says which task each row is of.
+        option: ``(B, T)`` index of the option that a token is part of, -1 for none.
+        task: ``(B,)`` task of each window.
         vectors: ``(N, C, H)``, of N tasks with C labels at most.
 
     Returns:
         ``(B, T, H)``.
     """
-    count = vectors.shape[1]
-    index = batch.token_option
-    task = batch.prompt[batch.window_row][:, None]
-    nothing = vectors.shape[0] * count
-    place = torch.where((index >= 0) & (index < count), task * count + index, nothing)
+    tasks, labels = vectors.shape[:2]
+    place = torch.where((option >= 0) & (option < labels), task[:, None] * labels + option, tasks * labels)
     table = nn.functional.pad(vectors.flatten(0, 1), (0, 0, 0, 1))
     return nn.functional.embedding(place, table)
 

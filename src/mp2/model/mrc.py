@@ -73,7 +73,7 @@ class MRCModel(nn.Module):
         composed = Prompts(prompts, rows, injection) if prompts is not None else None
         few = options_only and batch.asked.shape[1] > 0 and not isinstance(self.head, ProbeHead)
         picks = batch.asked.clamp_min(0) if few else None
-        added = None if labels is None else added_states(batch, labels)
+        added = None if labels is None else added_states(batch.token_option, rows, labels)
         hidden: Tensor = self.backbone(
             batch.ids, batch.mask, composed, added=added, picks=picks, full=batch.full
         )
