@@ -12,7 +12,7 @@ from mp2.model.answer_length import AnswerLength
 from mp2.model.backbone import Prompts
 from mp2.model.checkpoint import Base, read_json, read_tensors, save_encoder
 from mp2.tuning.adapter import Adapter, compose
-from tests.micro import micro_encoder, micro_tokenizer
+from tests.micro import HIDDEN, micro_encoder, micro_tokenizer
 from tests.serving.kit import REVIEWS, TARGETS, adapter
 
 peft = pytest.importorskip("peft")
