@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from mp2.tasks.spec import NAME
+from mp2.tuning.methods import DEFAULT_METHOD
 
 TEXT_CHARACTERS = 20_000
 ROWS_PER_REQUEST = 256
@@ -126,7 +127,7 @@ class TuneBody(CheckBody):
     """Examples to make a task of."""
 
     name: Name
-    method: Annotated[str, StringConstraints(max_length=64)] = "mp2-deep-gd"
+    method: Annotated[str, StringConstraints(max_length=64)] = DEFAULT_METHOD
     calibrate: bool = Field(
         False, description="First fit one number per label to the train rows, added to its score; then tune."
     )

@@ -105,7 +105,7 @@ _TRANSFER = (
 # Words that no upstream task has as a label say little to the frozen encoder: a vector at each tells it.
 _LABELS = Method(
     "mp2-deep-labels",
-    (_ROUTER, Gradient({"labels": 0.1, "head": 0.003}, steps=40, eval_every=5)),
+    (_ROUTER, Gradient({"labels": 0.03, "head": 0.003}, steps=40, eval_every=5)),
     bank="deep",
     about="deep MP2, router, then vectors of the label words and head, gradient",
 )
