@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 import sys
 from dataclasses import replace
 from math import nan
@@ -17,13 +16,14 @@ from typer.testing import CliRunner, Result
 from mp2.cli import main
 from mp2.cli.main import app
 from mp2.errors import ConfigError, Mp2Error, TaskError
-from mp2.model.checkpoint import Base, load_bank, write_manifest
+from mp2.model.checkpoint import Base
 from mp2.tasks.render import render
 from mp2.tasks.spec import TaskSpec
 from mp2.tuning.adapter import load_adapter
 from mp2.tuning.methods import METHODS
 from mp2.tuning.objective import Objective
 from mp2.tuning.stages import Bayes
+from tests.tuning.test_default import taught
 
 GOOD = "text,label\n" + "".join(
     f"{name}{word},{label}\n"
@@ -76,17 +76,25 @@ def test_a_csv_becomes_an_adapter_that_answers(base: Base, tmp_path: Path) -> No
         assert other["scores"] == pytest.approx(line["scores"], abs=0.02)
 
 
-def test_labels_that_the_model_was_never_taught_are_told(base: Base, tmp_path: Path) -> None:
+def test_labels_that_the_model_was_never_taught_are_told_and_tuned_in_their_own_way(
+    base: Base, tmp_path: Path
+) -> None:
     """It was taught those of the tasks of its bank."""
-    folder = Path(shutil.copytree(base.path, tmp_path / "base"))
-    bank = replace(load_bank(folder / "banks" / "deep"), tasks=("chnsent", "tnews"))
-    bank.save(folder / "banks" / "deep")
-    write_manifest(folder, "micro", ["deep"])
-    other = Base(folder)
+    other = taught(base, tmp_path / "base", "chnsent", "tnews")
     new = GOOD.replace("好评", "物流").replace("差评", "退款")
-    for text, model, told in ((new, other, True), (GOOD, other, False), (new, base, False)):
-        result = tune(tmp_path, model, text, "--replace")
-        assert result.exit_code == 0 and ("was taught none of these labels" in result.stderr) == told
+    told = "was taught none of these labels"
+    file = tmp_path / "rows.csv"
+    for text, model, method in (
+        (new, other, "mp2-deep-labels"),
+        (GOOD, other, "mp2-deep-gd"),
+        (new, base, "mp2-deep-gd"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        steps = ("--set", "2.steps=2", "--replace")
+        result = run("tune", file, "--out", tmp_path / "a", "--model", model.path, *steps)
+        assert result.exit_code == 0 and (told in result.stderr) == (method == "mp2-deep-labels")
+        assert load_adapter(tmp_path / "a").method == method
+    assert told in tune(tmp_path, other, new, "--replace").stderr  # also of a method that was named
 
 
 def test_a_black_box_search_shows_its_best_and_goes_on_from_its_folder(

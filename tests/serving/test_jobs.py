@@ -29,6 +29,7 @@ from mp2.tasks.infer import dump_task
 from mp2.tuning.adapter import load_adapter
 from tests.serving.kit import REVIEWS, folder
 from tests.serving.live import Client, in_process, in_thread
+from tests.tuning.test_default import taught
 
 ROWS = [
     {"text": f"这家店{'好' if n % 2 else '坏'}{'的' * (n // 2)}", "label": "好坏"[n % 2]} for n in range(16)
@@ -98,6 +99,18 @@ def test_what_cannot_be_tuned_is_refused_before_it_is_queued(call: Client) -> No
         assert post(name=name)[:2] == (422, "invalid")
     assert "prefers no label" in post(method="setfit", calibrate=True)[2]
     assert call("GET", "/v1/jobs").json["jobs"] == []
+
+
+def test_labels_choose_the_method_where_none_is_named(base: Base, tmp_path: Path) -> None:
+    other = taught(base, tmp_path / "base", "chnsent", "tnews")
+    settings = Settings(tmp_path / "tasks", str(other.path))
+    known = [{**row, "label": {"好": "正面", "坏": "负面"}.get(row["label"], row["label"])} for row in ROWS]
+    with in_thread(settings, other) as (call, _):
+        for name, rows, method in (("a", ROWS, "mp2-deep-labels"), ("b", known, "mp2-deep-gd")):
+            assert call("POST", "/v1/check", {"examples": rows}).json["method"] == method
+            assert call("POST", "/v1/tasks", {"name": name, "examples": rows}).json["method"] == method
+        named = {"name": "c", "examples": ROWS, "method": "lora"}
+        assert call("POST", "/v1/tasks", named).json["method"] == "lora"
 
 
 def test_quotas_and_whose_job_it_is(base: Base, tmp_path: Path) -> None:

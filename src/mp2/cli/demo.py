@@ -41,21 +41,25 @@ def demo(
     from mp2.evaluation.settings import with_settings
     from mp2.model.checkpoint import load_base
     from mp2.serving.predictor import Predictor
-    from mp2.tuning.methods import DEFAULT_METHOD, get_method
+    from mp2.tuning.default import default_method
+    from mp2.tuning.methods import get_method
     from mp2.tuning.tune import check_family
 
     begin = time.monotonic()
     base = load_base(model)
     predictor = Predictor(base)
-    row = get_method(method) if method else with_settings([get_method(DEFAULT_METHOD)], SHORTER)[0]
     sets = {name: _rows(name) for name in TASKS}
-    for task, _ in sets.values():
-        check_family(row, task)  # not after the first tasks are tuned
+    methods: dict[str, Method] = {}
+    for name, (task, _) in sets.items():
+        if method:
+            methods[name] = get_method(method)
+        else:
+            (methods[name],) = with_settings([default_method(base, task)], SHORTER)
+        check_family(methods[name], task)  # not after the first tasks are tuned
     weights = sum(parameter.numel() for parameter in base.backbone.parameters())
     print(f"base {base.name}: a frozen encoder of {weights / 1e6:.1f} million weights and its prompts")
-    print(f"method {row.name}: {row.about}")
-    shorter = "" if method else "; half of the steps of mp2 tune"
-    print(f"per task 32 rows to learn from, 32 to choose the best moment, 100 to test{shorter}\n")
+    half = "" if method else "; half of the steps of mp2 tune"
+    print(f"per task 32 rows to learn from, 32 to choose the best moment, 100 to test{half}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (
         "task",
@@ -69,8 +73,8 @@ def demo(
     ):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for name, about in TASKS.items():
-        print(f"{name}: {about}", flush=True)
-        table.add_row(name, *_one(*sets[name], base, predictor, row, seed))
+        print(f"{name}: {about}\n  {methods[name].name}: {methods[name].about}", flush=True)
+        table.add_row(name, *_one(*sets[name], base, predictor, methods[name], seed))
     print()
     Console(width=100).print(table)
     print(f"\n{time.monotonic() - begin:.0f} s in all. Every row of the four sets was written for this demo.")

@@ -27,7 +27,9 @@ def tune(
     task: Annotated[
         str | None, typer.Option(help="Task file or catalogue name; inferred when absent.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Method; see 'mp2 methods'.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method; see 'mp2 methods'. By default the one that suits the labels.")
+    ] = None,
     model: Model = None,
     seed: Seed = 42,
     dev_share: Annotated[
@@ -59,6 +61,7 @@ def tune(
         from mp2.evaluation.settings import with_settings
         from mp2.model.checkpoint import load_base
         from mp2.tasks.infer import unread_columns
+        from mp2.tuning.default import default_method
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
         from mp2.tuning.refit import check_refit
         from mp2.tuning.refit import refit as learn_again
@@ -85,6 +88,8 @@ def tune(
     else:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
     base = load_base(model, default_device())
+    if method is None:
+        (row,) = with_settings([default_method(base, spec)], settings)
     if not json_:
         _tell_plan(base, spec, row, len(examples), len(dev_examples))
         if task is None and (unread := unread_columns(spec, (cells for _, cells in read_table(train)))):
@@ -115,8 +120,6 @@ def tune(
     adapter.save(out, replace=replace)
     _tell_cut(adapter.facts.get("cut", 0), len(examples) + len(dev_examples))
     _report(adapter, spec, out, json_, resumable=search is not None)
-    if not json_:
-        _tell_new_labels(base, spec, row)
 
 
 def _show(record: dict[str, float]) -> None:
@@ -214,25 +217,13 @@ def _tell_cut(cut: int, texts: int) -> None:
 
 def _tell_plan(base: Base, spec: TaskSpec, method: Method, train: int, dev: int) -> None:
     """Say what is about to be learned, and how."""
+    from mp2.tuning.default import knows_no_label
+
     kind = "labels " + "，".join(spec.labels) if spec.labels else f"metric {spec.metric}"
     _say(f"task {spec.name}: {spec.family}, {kind}; {train} train and {dev} dev rows")
     _say(f"method {method.name} on {base.name}: {method.about}")
-
-
-def _tell_new_labels(base: Base, spec: TaskSpec, method: Method) -> None:
-    """Say so where no label is one of the bank's tasks, unless the catalogue lacks one of these."""
-    from mp2.tasks import catalogue
-
-    if not spec.labels or not method.bank or method.holds != "prompts":
-        return
-    tasks = base.bank(method.bank).tasks
-    if set(tasks) <= set(catalogue.names()) and all(
-        set(spec.labels).isdisjoint(catalogue.get(name).labels) for name in tasks
-    ):
-        _say(
-            f"{base.name} was taught none of these labels: compare with --method model-tuning, and with"
-            " --method zero-shot-base --calibrate"
-        )
+    if knows_no_label(base, spec):
+        _say(f"{base.name} was taught none of these labels; --method lora, which changes it, may do better")
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from mp2.tasks.spec import NAME
-from mp2.tuning.methods import DEFAULT_METHOD
 
 TEXT_CHARACTERS = 20_000
 ROWS_PER_REQUEST = 256
@@ -127,7 +126,9 @@ class TuneBody(CheckBody):
     """Examples to make a task of."""
 
     name: Name
-    method: Annotated[str, StringConstraints(max_length=64)] = DEFAULT_METHOD
+    method: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="Method to tune with; else the one that suits the labels, which `/v1/check` names."
+    )
     calibrate: bool = Field(
         False, description="First fit one number per label to the train rows, added to its score; then tune."
     )
@@ -217,6 +218,7 @@ class CheckReport(BaseModel):
     usable: bool
     task: dict[str, Any] | None
     task_file: str | None
+    method: str | None
     rows: int
     preview: list[str]
     labels: list[dict[str, Any]]

@@ -308,6 +308,7 @@ METHODS: dict[str, Method] = {
     )
 }
 DEFAULT_METHOD = "mp2-deep-gd"
+NEW_LABELS_METHOD = "mp2-deep-labels"  # the default where no label was taught (mp2.tuning.default)
 
 
 def get_method(name: str) -> Method:

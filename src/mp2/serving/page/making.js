@@ -38,6 +38,7 @@ async function checkExamples(withTaskFile) {
   state.report = await postJson("/v1/check", { ...body, name: at("name").value || "task" });
   drawReport();
   at("understood").hidden = false;
+  if (state.report.method) at("method").value = state.report.method;
   at("adapt-form").hidden = !state.report.usable || state.report.problems.length > 0;
   if (!at("adapt-form").hidden) at("adapt-form").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }

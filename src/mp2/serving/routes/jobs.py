@@ -36,13 +36,15 @@ HEARTBEAT = 10.0  # seconds of silence after which a stream says that it lives
 async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key: Tuner) -> JSONResponse:
     """Make a task of examples, in the background: returns the job at once."""
     request.scope[FACTS].update(task=body.name)
-    method = get_method(body.method)
-    check_parts(service.base, [method])
+    if body.method is not None:
+        check_parts(service.base, [get_method(body.method)])
     _free(service, body)
     checked, report = await asyncio.to_thread(checked_upload, service, body)
     if not report["usable"] or checked.task is None or checked.problems:
         message = "the examples cannot be used as they are; POST /v1/check shows how they were understood"
         raise ProblemError(422, "bad_examples", message, report["problems"])
+    method = get_method(body.method or report["method"])
+    check_parts(service.base, [method])
     check_family(method, checked.task)
     if body.calibrate:
         check_calibrate(method, checked.task)
@@ -51,7 +53,7 @@ async def tune(body: schemas.TuneBody, request: Request, service: ServiceOf, key
     job = Job(
         body.name,
         owner,
-        body.method,
+        method.name,
         body.seed,
         body.held_back,
         replace=body.replace,

@@ -22,6 +22,7 @@ from mp2.serving.problem import ProblemError
 from mp2.serving.routes.access import Caller, ServiceOf, Tuner, refusals
 from mp2.serving.routes.predict import unknown
 from mp2.serving.service import Service
+from mp2.tuning.default import default_method
 from mp2.tuning.methods import DEFAULT_METHOD, METHODS
 from mp2.tuning.parts import lacking
 
@@ -136,7 +137,9 @@ def checked_upload(service: Service, body: schemas.CheckBody) -> tuple[Checked, 
         most=schemas.EXAMPLES,
         encoder=service.base.encoder(),
     )
-    return checked, summary(checked, body.held_back, body.seed)
+    task = checked.task
+    suits = default_method(service.base, task).name if task is not None else None
+    return checked, summary(checked, body.held_back, body.seed) | {"method": suits}
 
 
 @cache
