@@ -36,10 +36,11 @@ const HEIGHT = 300, LEFT = 48, RIGHT = 56, TOP = 50, BOTTOM = 30;
 export const PHONE = 544;  // pixels, as in the style sheet
 const NARROW = 360, WIDE = 720;  // narrow screens get a narrow picture, so that its text stays legible
 
-// What a stage of a method tunes, where that is the paper's two stages.
+// What a stage of a method tunes, where that is the paper's two stages, or vectors of label words in place of the second.
 export function stageName(method, stage) {
   const two = /^mp2-(deep|shallow)-(gd|bb)(?!-transfer)/.test(method);
-  return (two && say("stages")[stage]) || say("stage", stage + 1);
+  const names = method === "mp2-deep-labels" ? say("labelStages") : two ? say("stages") : [];
+  return names[stage] || say("stage", stage + 1);
 }
 
 // Scores and losses over the steps of all stages, one shaded field per stage.
