@@ -228,5 +228,6 @@ def test_names_versions_and_groups_are_sound() -> None:
     for name, method in METHODS.items():
         assert name == method.name and method.version >= 1 and method.about
         assert set(method.groups) <= set(GROUPS)
+        assert method.by_gradients or "labels" not in method.groups  # a search knows nothing of such vectors
     with pytest.raises(ConfigError, match="did you mean 'setfit'"):
         get_method("setfitt")

@@ -13,6 +13,7 @@ from mp2.cli.options import Calibrate, Json, Model, Precision, Refit, Seed, pair
 
 if TYPE_CHECKING:
     from mp2.model.checkpoint import Base
+    from mp2.tasks.render import MRCExample
     from mp2.tasks.spec import TaskSpec
     from mp2.tuning.adapter import Adapter
     from mp2.tuning.methods import Method
@@ -57,15 +58,13 @@ def tune(
     from mp2.runtime import check_folder, default_device, heavy_imports
 
     with heavy_imports():
-        from mp2.data.readers import read_table
         from mp2.evaluation.settings import with_settings
         from mp2.model.checkpoint import load_base
-        from mp2.tasks.infer import unread_columns
         from mp2.tuning.default import default_method
         from mp2.tuning.methods import DEFAULT_METHOD, get_method
         from mp2.tuning.refit import check_refit
         from mp2.tuning.refit import refit as learn_again
-        from mp2.tuning.rows import hold_out, labelled_rows, shared
+        from mp2.tuning.rows import hold_out, labelled_rows
         from mp2.tuning.tune import check_calibrate
         from mp2.tuning.tune import tune as run
 
@@ -81,19 +80,17 @@ def tune(
     spec, examples = labelled_rows(train, task)
     if calibrate:
         check_calibrate(row, spec)
-    if dev is not None:
-        _, dev_examples = labelled_rows(dev, spec)
-        if both := shared(examples, dev_examples):
-            _say(f"{both} of the {len(dev_examples)} dev rows are train rows too: the dev score flatters")
-    else:
+    if dev is None:
         examples, dev_examples = hold_out(examples, dev_share, seed, train)
+    else:
+        dev_examples = _dev_rows(dev, spec, examples)
     base = load_base(model, default_device())
     if method is None:
         (row,) = with_settings([default_method(base, spec)], settings)
     if not json_:
         _tell_plan(base, spec, row, len(examples), len(dev_examples))
-        if task is None and (unread := unread_columns(spec, (cells for _, cells in read_table(train)))):
-            _say(f"columns that are not read: {', '.join(unread)}")
+        if task is None:
+            _tell_unread(train, spec)
     progress = None if json_ else _show
     try:
         adapter = run(
@@ -120,6 +117,16 @@ def tune(
     adapter.save(out, replace=replace)
     _tell_cut(adapter.facts.get("cut", 0), len(examples) + len(dev_examples))
     _report(adapter, spec, out, json_, resumable=search is not None)
+
+
+def _dev_rows(file: Path, spec: TaskSpec, train: list[MRCExample]) -> list[MRCExample]:
+    """The rows of a dev file; says so where train rows are among them."""
+    from mp2.tuning.rows import labelled_rows, shared
+
+    _, rows = labelled_rows(file, spec)
+    if both := shared(train, rows):
+        _say(f"{both} of the {len(rows)} dev rows are train rows too: the dev score flatters")
+    return rows
 
 
 def _show(record: dict[str, float]) -> None:
@@ -224,6 +231,15 @@ def _tell_plan(base: Base, spec: TaskSpec, method: Method, train: int, dev: int)
     _say(f"method {method.name} on {base.name}: {method.about}")
     if knows_no_label(base, spec):
         _say(f"{base.name} was taught none of these labels; --method lora, which changes it, may do better")
+
+
+def _tell_unread(file: Path, spec: TaskSpec) -> None:
+    """Say which columns of a file its task, which was inferred, takes nothing from."""
+    from mp2.data.readers import read_table
+    from mp2.tasks.infer import unread_columns
+
+    if unread := unread_columns(spec, (row for _, row in read_table(file))):
+        _say(f"columns that are not read: {', '.join(unread)}")
 
 
 def _say(line: str) -> None:
