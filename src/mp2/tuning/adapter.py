@@ -37,6 +37,8 @@ from mp2.tasks.infer import dump_task
 from mp2.tasks.render import MRCExample
 from mp2.tasks.spec import TaskSpec, load_task
 
+BY_PLACE = {"labels", "probe.weight"}  # tensors that know a label by its place among all
+
 
 @dataclass(slots=True)
 class Adapter:
@@ -88,7 +90,7 @@ class Adapter:
                     "bank_fingerprint": self.bank_fingerprint,
                     "injection": self.injection,
                     "answer_length": self.answer_length and asdict(self.answer_length),
-                    "labels": list(self.task.labels) if "labels" in self.tensors else [],
+                    "labels": list(self.task.labels) if BY_PLACE & self.tensors.keys() else [],
                     "label_offsets": labelled_offsets(self),
                     "facts": self.facts,
                 },
@@ -116,8 +118,8 @@ def load_adapter(folder: Path | str) -> Adapter:
         if facts["bank"] is not None and not {"router", "prompts"} & tensors.keys():
             lacking = "neither router nor prompts are in adapter.safetensors"
             raise CheckpointError(f"{place}: bank {facts['bank']!r}, but {lacking}")
-        if "labels" in tensors:
-            _check_places(facts.get("labels"), task.labels, place)
+        if BY_PLACE & tensors.keys():
+            _check_places(facts.get("labels", list(task.labels)), task.labels, place)
         return Adapter(
             task,
             facts["method"],
@@ -174,8 +176,8 @@ def _in_place(words: Sequence[str], labels: Sequence[str]) -> bool:
 def _check_places(words: Any, labels: Sequence[str], path: Path) -> None:
     if not isinstance(words, list) or not _in_place(words, labels):
         raise CheckpointError(
-            f"{Where(path)}: labels: its label words have vectors, in the order {words!r}; the task file has"
-            f" {list(labels)}: keep their order"
+            f"{Where(path)}: labels: tuned for {words!r} in this order, and the task file has {list(labels)};"
+            " reword them, but keep their order"
         )
 
 
