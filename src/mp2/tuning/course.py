@@ -60,8 +60,9 @@ def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
     found: list[Tensor] = []
     labels: list[Tensor] = []
     state.model.eval()
+    prompts = state.prompts()
     for batch in micro_batches(state, train.rows):
-        found += option_log_probs(state.logits(batch), batch)
+        found += option_log_probs(state.logits(batch, prompts), batch)
         labels.append(batch.answer.cpu())
     return label_offsets(torch.stack(found), torch.cat(labels))
 
@@ -70,9 +71,9 @@ def offsets_of(state: TaskState, train: Shots) -> LabelOffsets:
 def dev_measure(state: TaskState, task: TaskSpec, dev: Shots) -> tuple[float, float]:
     """Dev metric in [0, 1] and mean loss of the dev rows with an answer, from one forward of each row."""
     state.model.eval()
-    answers, total, known = [""] * len(dev), 0.0, 0
+    prompts, answers, total, known = state.prompts(), [""] * len(dev), 0.0, 0
     for group, batch in _grouped(state, dev.rows):
-        logits = state.logits(batch)
+        logits = state.logits(batch, prompts)
         losses, asked = row_losses(logits, batch, "option")
         total, known = total + float(losses.sum()), known + int(asked.sum())
         examples = [dev.examples[i] for i in group]

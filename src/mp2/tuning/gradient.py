@@ -53,7 +53,7 @@ def run_gradient(course: Course, stage: Gradient, index: int) -> None:
 
     def batch_loss(batch: MRCBatch) -> tuple[torch.Tensor, int, int]:
         state.model.eval()  # no dropout: the released deep code tunes in eval mode, and runs repeat exactly
-        losses, known = row_losses(state.logits(batch), batch, "option")
+        losses, known = row_losses(state.logits(batch, state.prompts()), batch, "option")
         seen.append(losses.detach()[known])
         return losses.sum(), batch.known, batch.ids.numel()
 

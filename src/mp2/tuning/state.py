@@ -135,11 +135,9 @@ class TaskState:
             return dict(self.model.backbone.named_parameters())
         return {}
 
-    def logits(self, batch: MRCBatch) -> Tensor:
-        """Start and end logits ``(B, T, 2)`` as the state stands, of options alone where there are some."""
-        found: Tensor = self.model(
-            batch, self.prompts(), self.injection, labels=self.labels, options_only=True
-        )
+    def logits(self, batch: MRCBatch, prompts: Tensor | None) -> Tensor:
+        """Start and end logits ``(B, T, 2)`` under composed prompts, of options alone where there are any."""
+        found: Tensor = self.model(batch, prompts, self.injection, labels=self.labels, options_only=True)
         return found
 
     def prompts(self) -> Tensor | None:
